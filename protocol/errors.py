@@ -1,0 +1,63 @@
+"""Errors of the world, not of our code. Each says whether a retry can help and how the request it concerns ends."""
+
+from protocol.outcomes import Outcome
+
+
+class ServalError(Exception):
+    """Base. `retryable`: the same request may succeed later or elsewhere. `outcome`: how the request ends."""
+
+    outcome = Outcome.INTERNAL
+
+    @property
+    def retryable(self) -> bool:
+        return self.outcome.is_retryable
+
+
+class InvalidRequest(ServalError):
+    """The request can never be served as it is. `field` names what to change."""
+
+    outcome = Outcome.INVALID
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Overloaded(ServalError):
+    """No capacity now."""
+
+    outcome = Outcome.OVERLOADED
+
+
+class Unavailable(ServalError):
+    """No worker can take the request, or the one that had it is gone."""
+
+    outcome = Outcome.UNAVAILABLE
+
+
+class PrefillFailed(ServalError):
+    outcome = Outcome.PREFILL_FAILED
+
+
+class TransferFailed(ServalError):
+    """KV could not be moved or verified."""
+
+    outcome = Outcome.TRANSFER_FAILED
+
+
+class PeerGone(TransferFailed):
+    """The transport says that the peer no longer exists."""
+
+
+class LeaseExpired(TransferFailed):
+    """The right to write into a landing slot has ended."""
+
+
+class DeadlineExceeded(ServalError):
+    outcome = Outcome.DEADLINE
+
+
+class ConfigError(ServalError):
+    """A wrong setting; the message is one line and names the field."""
+
+    outcome = Outcome.INVALID

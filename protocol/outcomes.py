@@ -1,0 +1,34 @@
+"""The closed set of ways in which a request can end. Every accepted request ends in exactly one; it is also the metric label."""
+
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    STOP = "stop"
+    """The model ended its answer (end-of-sequence, stop token or stop string)."""
+    LENGTH = "length"
+    """max_tokens or the context length was reached."""
+    CANCELLED = "cancelled"
+    """The client went away or asked to stop."""
+    DEADLINE = "deadline"
+    """The request's deadline passed."""
+    INVALID = "invalid"
+    """Refused at the door: the request is malformed or cannot be served. A retry cannot help."""
+    OVERLOADED = "overloaded"
+    """Refused: no capacity now. A retry can help."""
+    UNAVAILABLE = "unavailable"
+    """No worker could take it, or the worker that had it is gone. A retry can help."""
+    PREFILL_FAILED = "prefill_failed"
+    """The prompt could not be computed anywhere."""
+    TRANSFER_FAILED = "transfer_failed"
+    """The KV cache could not be moved and verified, nor computed again."""
+    INTERNAL = "internal"
+    """A bug of ours."""
+
+    @property
+    def is_success(self) -> bool:
+        return self in (Outcome.STOP, Outcome.LENGTH)
+
+    @property
+    def is_retryable(self) -> bool:
+        return self in (Outcome.OVERLOADED, Outcome.UNAVAILABLE, Outcome.PREFILL_FAILED, Outcome.TRANSFER_FAILED)

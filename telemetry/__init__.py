@@ -1,0 +1,1 @@
+"""Every metric, once; logging; the /metrics endpoint."""

@@ -1,0 +1,162 @@
+"""Every metric name, label and bucket of Serval, once.
+
+Names follow vLLM's where it has one (dashboards know them), with the prefix `serval_`, Prometheus base units and suffixes.
+Latency buckets are OpenTelemetry's GenAI semantic conventions. Every sample carries a constant `role` label (router, prefill,
+decode), so one metric compares across pools.
+
+A process makes exactly one `Metrics` and hands it down; nothing is global, so tests run many workers in one process.
+"""
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+
+TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0)
+"""Seconds. `gen_ai.server.time_to_first_token`, and two more for a laptop's CPU."""
+
+ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+"""Seconds. `gen_ai.server.time_per_output_token`, with room below for fast models."""
+
+E2E_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+TRANSFER_BUCKETS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+TPS_BUCKETS = (1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0)
+TOKENS_BUCKETS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+AnyMetric = TypeVar("AnyMetric", bound=MetricWrapperBase)
+
+
+class Metrics:
+    """All metrics of one process. Safe to use from any thread (prometheus_client's guarantee)."""
+
+    def __init__(self, role: str, name: str) -> None:
+        self.registry = CollectorRegistry()
+        self._constant = {"role": role, "worker": name}
+
+        # ---- requests, as the router sees them
+        self.requests = self._counter("requests", "Requests ended, by the one outcome of each", ["outcome"])
+        self.rejections = self._counter("rejections", "Requests refused before they were accepted", ["reason"])
+        self.requests_running = self._gauge("num_requests_running", "Requests being computed")
+        self.requests_waiting = self._gauge("num_requests_waiting", "Requests accepted and not yet computed")
+        self.time_to_first_token = self._histogram(
+            "time_to_first_token_seconds", "Arrival to the first token leaving the router", TTFT_BUCKETS
+        )
+        self.inter_token_latency = self._histogram(
+            "inter_token_latency_seconds", "Between two tokens of one answer", ITL_BUCKETS
+        )
+        self.time_per_output_token = self._histogram(
+            "request_time_per_output_token_seconds", "Mean over one answer, the first token apart", ITL_BUCKETS
+        )
+        self.user_tokens_per_second = self._histogram(
+            "user_tokens_per_second", "Per-user decode speed: 1 / time per output token of one answer", TPS_BUCKETS
+        )
+        self.e2e_latency = self._histogram("e2e_request_latency_seconds", "Arrival to the last token", E2E_BUCKETS)
+        self.queue_time = self._histogram("request_queue_time_seconds", "Waiting before any work", E2E_BUCKETS)
+        self.prefill_time = self._histogram("request_prefill_time_seconds", "Computing the prompt", E2E_BUCKETS)
+        self.transfer_time = self._histogram("request_transfer_time_seconds", "First to last layer", TRANSFER_BUCKETS)
+        self.decode_time = self._histogram("request_decode_time_seconds", "First decode step to the end", E2E_BUCKETS)
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed")
+        self.generation_tokens = self._counter("generation_tokens", "Answer tokens produced")
+        self.request_prompt_tokens = self._histogram("request_prompt_tokens", "ISL of a request", TOKENS_BUCKETS)
+        self.request_generation_tokens = self._histogram(
+            "request_generation_tokens", "OSL of a request", TOKENS_BUCKETS
+        )
+        self.workers = self._gauge("workers", "Live worker streams of this router", ["pool"])
+        self.worker_losses = self._counter("worker_losses", "Worker streams that ended without a drain", ["pool"])
+        self.placements = self._counter("placements", "Requests placed", ["policy", "pool"])
+
+        # ---- engine
+        self.engine_steps = self._counter("engine_steps", "Forward passes")
+        self.engine_step_time = self._histogram(
+            "engine_step_seconds", "One schedule-run-publish step", TRANSFER_BUCKETS
+        )
+        self.engine_batch_tokens = self._histogram("engine_batch_tokens", "Tokens in one forward pass", TOKENS_BUCKETS)
+        self.kv_cache_usage = self._gauge("kv_cache_usage_perc", "Share of KV blocks held by live requests, 0 to 1")
+        self.kv_blocks = self._gauge("kv_blocks", "KV blocks of the pool by state", ["state"])
+        self.prefix_cache_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
+        self.prefix_cache_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
+        self.preemptions = self._counter("num_preemptions", "Sequences put back for want of KV blocks")
+        self.local_prefills = self._counter("local_prefills", "Prompts that decode computed by itself", ["reason"])
+        self.loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop runs", TRANSFER_BUCKETS)
+
+        # ---- KV transfer
+        self.kv_transfer_bytes = self._counter("kv_transfer_bytes", "KV bytes written (prefill) or landed (decode)")
+        self.kv_transfer_time = self._histogram(
+            "kv_transfer_seconds",
+            "First post to last completion (prefill), first to last landing (decode)",
+            TRANSFER_BUCKETS,
+        )
+        self.kv_transfer_exposed = self._histogram(
+            "kv_transfer_exposed_seconds",
+            "End of prefill compute to all layers landed and verified: the part that overlap did not hide",
+            TRANSFER_BUCKETS,
+        )
+        self.kv_transfer_post_time = self._histogram("kv_transfer_post_seconds", "Posting one write", TRANSFER_BUCKETS)
+        self.kv_transfer_writes = self._counter("kv_transfer_writes", "Writes posted")
+        self.kv_transfer_descriptors = self._counter("kv_transfer_descriptors", "Contiguous runs written")
+        self.kv_transfer_failures = self._counter("kv_transfer_failures", "Transfers that failed", ["reason"])
+        self.kv_digest_mismatches = self._counter("kv_digest_mismatches", "Landed layers whose digest was wrong")
+        self.kv_digest_time = self._counter("kv_digest_seconds", "Time spent on digests")
+        self.kv_notifications_dropped = self._counter(
+            "kv_notifications_dropped", "Notifications that matched no expected write", ["reason"]
+        )
+        self.kv_landing_blocks = self._gauge("kv_landing_blocks", "Landing zone blocks by state", ["state"])
+        self.kv_slots_quarantined = self._counter("kv_slots_quarantined", "Slots set apart", ["reason"])
+
+    def render(self) -> bytes:
+        """The Prometheus text exposition of every metric."""
+        return generate_latest(self.registry)
+
+    def value(self, name: str, **labels: str) -> float:
+        """One sample's current value (0 where it does not exist yet), for tests and status pages."""
+        return self.registry.get_sample_value(name, {**self._constant, **labels}) or 0.0
+
+    def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> "Bound[Counter]":
+        return Bound(Counter(f"serval_{name}", text, self._names(labels), registry=self.registry), self._constant)
+
+    def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> "Bound[Gauge]":
+        return Bound(Gauge(f"serval_{name}", text, self._names(labels), registry=self.registry), self._constant)
+
+    def _histogram(
+        self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()
+    ) -> "Bound[Histogram]":
+        metric = Histogram(f"serval_{name}", text, self._names(labels), buckets=buckets, registry=self.registry)
+        return Bound(metric, self._constant)
+
+    def _names(self, labels: Sequence[str]) -> list[str]:
+        return [*self._constant, *labels]
+
+
+class Bound(Generic[AnyMetric]):
+    """A metric with the process's constant labels filled in: `metrics.requests.of(outcome="stop").inc()`."""
+
+    def __init__(self, metric: AnyMetric, constant: dict[str, str]) -> None:
+        self._metric = metric
+        self._constant = constant
+        self._children: dict[tuple[tuple[str, str], ...], AnyMetric] = {}
+
+    def of(self, **labels: str) -> AnyMetric:
+        """The child for these labels; cached, so it costs a dict look-up per use."""
+        key = tuple(labels.items())
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = self._metric.labels(**self._constant, **labels)
+        return child
