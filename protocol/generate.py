@@ -10,7 +10,7 @@ PROTOS = ("protocol/serval.proto", "protocol/cluster.proto")
 
 
 def generate(into: Path) -> list[Path]:
-    """Writes the stubs of every .proto below `into`; returns their paths. Needs the `dev` extra (grpcio-tools, mypy-protobuf)."""
+    """Writes the stubs of every .proto below `into`; returns their paths. Needs the `dev` extra."""
     from grpc_tools import protoc
 
     includes = [f"-I{ROOT}", f"-I{files('grpc_tools') / '_proto'}"]

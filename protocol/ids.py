@@ -65,7 +65,7 @@ class ProcessIdentity:
 
 def _host_identity() -> tuple[str, str]:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return "", ""
 

@@ -1,4 +1,4 @@
-"""The closed set of ways in which a request can end. Every accepted request ends in exactly one; it is also the metric label."""
+"""The closed set of ways in which a request can end: every accepted request ends in exactly one. Also the metric label."""
 
 from enum import StrEnum
 

@@ -49,9 +49,7 @@ class SamplingParams:
         _require(in_range, "logprobs", f"must be between 0 and {MAX_LOGPROBS}")
         for token_id, bias in self.logit_bias.items():
             _require(0 <= token_id < vocab_size, "logit_bias", f"token id {token_id} is not in the vocabulary")
-            _require(
-                -100.0 <= bias <= 100.0, "logit_bias", f"the bias of token {token_id} must be between -100 and 100"
-            )
+            _require(-100.0 <= bias <= 100.0, "logit_bias", f"the bias of token {token_id} must be between -100 and 100")
         for token_id in self.stop_token_ids:
             _require(0 <= token_id < vocab_size, "stop_token_ids", f"token id {token_id} is not in the vocabulary")
 
@@ -78,12 +76,10 @@ class SamplingParams:
         )
 
     @classmethod
-    def from_proto(
-        cls, message: serval_pb2.Sampling, default_max_tokens: int, default_seed: int = 0
-    ) -> "SamplingParams":
+    def from_proto(cls, message: serval_pb2.Sampling, default_max_tokens: int, default_seed: int = 0) -> "SamplingParams":
         """Absent fields take their defaults; nothing is validated here."""
 
-        def given(name: str, default: Any) -> Any:
+        def given(name: Any, default: Any) -> Any:
             return getattr(message, name) if message.HasField(name) else default
 
         return cls(

@@ -5,8 +5,6 @@ import logging
 
 def configure(name: str, level: str = "INFO") -> None:
     """Call once per process. Libraries that chat are held to warnings."""
-    logging.basicConfig(
-        level=level.upper(), format=f"%(asctime)s %(levelname).1s {name} %(name)s: %(message)s", force=True
-    )
+    logging.basicConfig(level=level.upper(), format=f"%(asctime)s %(levelname).1s {name} %(name)s: %(message)s", force=True)
     for chatty in ("httpx", "httpcore", "nixl", "asyncio", "grpc", "transformers", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -76,18 +76,14 @@ class Metrics:
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed")
         self.generation_tokens = self._counter("generation_tokens", "Answer tokens produced")
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "ISL of a request", TOKENS_BUCKETS)
-        self.request_generation_tokens = self._histogram(
-            "request_generation_tokens", "OSL of a request", TOKENS_BUCKETS
-        )
+        self.request_generation_tokens = self._histogram("request_generation_tokens", "OSL of a request", TOKENS_BUCKETS)
         self.workers = self._gauge("workers", "Live worker streams of this router", ["pool"])
         self.worker_losses = self._counter("worker_losses", "Worker streams that ended without a drain", ["pool"])
         self.placements = self._counter("placements", "Requests placed", ["policy", "pool"])
 
         # ---- engine
         self.engine_steps = self._counter("engine_steps", "Forward passes")
-        self.engine_step_time = self._histogram(
-            "engine_step_seconds", "One schedule-run-publish step", TRANSFER_BUCKETS
-        )
+        self.engine_step_time = self._histogram("engine_step_seconds", "One schedule-run-publish step", TRANSFER_BUCKETS)
         self.engine_batch_tokens = self._histogram("engine_batch_tokens", "Tokens in one forward pass", TOKENS_BUCKETS)
         self.kv_cache_usage = self._gauge("kv_cache_usage_perc", "Share of KV blocks held by live requests, 0 to 1")
         self.kv_blocks = self._gauge("kv_blocks", "KV blocks of the pool by state", ["state"])
@@ -135,9 +131,7 @@ class Metrics:
     def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> "Bound[Gauge]":
         return Bound(Gauge(f"serval_{name}", text, self._names(labels), registry=self.registry), self._constant)
 
-    def _histogram(
-        self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()
-    ) -> "Bound[Histogram]":
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> "Bound[Histogram]":
         metric = Histogram(f"serval_{name}", text, self._names(labels), buckets=buckets, registry=self.registry)
         return Bound(metric, self._constant)
 
