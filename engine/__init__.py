@@ -1,0 +1,1 @@
+"""Model execution: tokens in, tokens out. Paged KV pool, scheduler, forward, sampler. Knows no network."""

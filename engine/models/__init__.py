@@ -1,0 +1,1 @@
+"""The models' forward passes and how their weights are read from a Hugging Face folder."""
