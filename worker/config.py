@@ -1,0 +1,16 @@
+"""Settings of what every worker does beside its role."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LinkConfig(BaseModel):
+    """How a worker keeps its streams to the routers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    load_report_period_s: float = Field(
+        0.25, gt=0, le=10, description="Seconds between load reports; they are the heartbeat too. Routers allow several."
+    )
+    reconnect_min_s: float = Field(0.1, gt=0, description="Seconds before the first new try after a stream broke.")
+    reconnect_max_s: float = Field(2.0, gt=0, description="Seconds at most between tries; doubled from the minimum, jittered.")
+    connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for Welcome before the stream is given up.")

@@ -1,0 +1,148 @@
+"""A worker's streams to the routers: it dials, says Hello, reports its load, and takes orders.
+
+One stream per router carries everything (protocol/cluster.proto). A broken stream is dialled again for ever, with jittered
+back-off: a router that comes back finds its workers by itself.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from protocol import cluster_pb2, cluster_pb2_grpc
+from worker.config import LinkConfig
+
+logger = logging.getLogger(__name__)
+
+# A silent network loss is noticed by HTTP/2 pings; a stopped process by the other side's silence deadline.
+CHANNEL_OPTIONS = (
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    # A channel must not share a broken connection, or its back-off, with an older one to the same address.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class OrderHandler(Protocol):
+    """What a worker does with a router's orders. All methods run on the event loop and must not block."""
+
+    def on_submit(self, link: "RouterLink", submit: cluster_pb2.Submit) -> None: ...
+
+    def on_cancel(self, link: "RouterLink", request: int) -> None: ...
+
+    def on_lost(self, link: "RouterLink") -> None:
+        """The stream ended: nobody waits for this link's requests any more."""
+
+
+class RouterLink:
+    """One worker's stream to one router. `send` may be called at any time; without a live stream it drops what it is given,
+    because a router forgets a worker's requests with the stream."""
+
+    def __init__(
+        self,
+        address: str,
+        hello: cluster_pb2.Hello,
+        load: Callable[[], cluster_pb2.LoadReport],
+        handler: OrderHandler,
+        config: LinkConfig,
+    ) -> None:
+        self.address = address
+        self._hello = hello
+        self._load = load
+        self._handler = handler
+        self._config = config
+        self._outbox: asyncio.Queue[cluster_pb2.FromWorker] | None = None
+        self._draining = False
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"RouterLink({self.address}, {'live' if self.is_live else 'down'})"
+
+    @property
+    def is_live(self) -> bool:
+        return self._outbox is not None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._keep(), name=f"router-link-{self.address}")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=2.0)
+
+    def send(self, outputs: Iterable[cluster_pb2.RequestOutput]) -> None:
+        """Queues one engine step's outputs as one message."""
+        if self._outbox is not None:
+            self._outbox.put_nowait(cluster_pb2.FromWorker(step=cluster_pb2.StepOutput(outputs=outputs)))
+
+    def say_draining(self) -> None:
+        self._draining = True
+        if self._outbox is not None:
+            self._outbox.put_nowait(cluster_pb2.FromWorker(draining=cluster_pb2.Draining()))
+
+    async def _keep(self) -> None:
+        pause_s = self._config.reconnect_min_s
+        while True:
+            try:
+                if await self._run_once():
+                    pause_s = self._config.reconnect_min_s
+            except (grpc.aio.AioRpcError, TimeoutError, ConnectionError) as error:
+                detail = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
+                logger.info("no stream to router %s: %s", self.address, detail)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, self._config.reconnect_max_s)
+
+    async def _run_once(self) -> bool:
+        """One stream from dial to end. True when the router had welcomed us."""
+        async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
+            outbox: asyncio.Queue[cluster_pb2.FromWorker] = asyncio.Queue()
+            outbox.put_nowait(cluster_pb2.FromWorker(hello=self._hello))
+            stub: Any = cluster_pb2_grpc.RouterLinkStub(channel)
+            call = stub.Connect(_drain(outbox))
+            try:
+                first = await asyncio.wait_for(call.read(), self._config.connect_timeout_s)
+                if first is grpc.aio.EOF:  # type: ignore[attr-defined]
+                    raise ConnectionError(call.details() or "the router closed the stream")
+                logger.info("joined router %s", first.welcome.router.name)
+                self._outbox = outbox
+                if self._draining:
+                    self.say_draining()
+                reports = asyncio.create_task(self._report(outbox))
+                try:
+                    async for order in call:
+                        self._dispatch(order)
+                finally:
+                    reports.cancel()
+                return True
+            finally:
+                was_live, self._outbox = self._outbox is not None, None
+                call.cancel()
+                if was_live:
+                    self._handler.on_lost(self)
+
+    def _dispatch(self, order: cluster_pb2.FromRouter) -> None:
+        kind = order.WhichOneof("kind")
+        if kind == "submit":
+            self._handler.on_submit(self, order.submit)
+        elif kind == "cancel":
+            self._handler.on_cancel(self, order.cancel.request)
+
+    async def _report(self, outbox: asyncio.Queue[cluster_pb2.FromWorker]) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            while True:
+                outbox.put_nowait(cluster_pb2.FromWorker(load=self._load()))
+                await asyncio.sleep(self._config.load_report_period_s)
+
+
+async def _drain(outbox: asyncio.Queue[cluster_pb2.FromWorker]) -> AsyncIterator[cluster_pb2.FromWorker]:
+    while True:
+        yield await outbox.get()
