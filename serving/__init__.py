@@ -1,0 +1,1 @@
+"""Puts the processes together: config, command line, local launcher, embedded model, chat, doctor, Ray Serve."""
