@@ -1,0 +1,37 @@
+"""Settings of the decode worker."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DecodeConfig(BaseModel):
+    """What a decode worker does beside computing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    local_prefill_max_tokens: int = Field(
+        16,
+        ge=0,
+        description="Prompts whose uncached rest is at most this many tokens are computed here: a transfer would cost more. "
+        "One block by default; 0 sends every prompt to a prefill worker.",
+    )
+    max_waiting: int = Field(1024, ge=1, description="Requests waiting for KV blocks; more are refused as overloaded.")
+    headroom_blocks: int = Field(
+        1, ge=0, description="KV blocks reserved beyond the prompt at admission, so that decoding starts without a search."
+    )
+    first_token_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds a prefill worker may take to the first token before decode computes the prompt itself.",
+    )
+    transfer_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds from the first token to the last layer verified before the transfer is given up."
+    )
+    abort_timeout_s: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds to wait for a prefill worker to confirm that a lease is over; then the slot is quarantined.",
+    )
+    connect_timeout_s: float = Field(3.0, gt=0, description="Seconds to introduce ourselves to a prefill worker.")
+    quarantine_check_s: float = Field(
+        0.5, gt=0, description="Seconds between looks at whether a peer that holds a quarantined slot is provably gone."
+    )

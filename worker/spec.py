@@ -1,0 +1,33 @@
+"""What a worker process is told at its start."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import EngineConfig
+from kvtransfer.config import TransferConfig
+from worker.config import LinkConfig
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done, total) while a model loads."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody wants to see."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """`host` is what the gRPC server listens on and what peers dial; `routers` are host:port; `metrics_address` is where this
+    process serves /metrics."""
+
+    name: str
+    host: str
+    routers: tuple[str, ...]
+    model: str
+    model_dir: Path
+    engine: EngineConfig
+    transfer: TransferConfig
+    link: LinkConfig = LinkConfig()
+    metrics_address: str = ""
+    progress: Progress = silent
