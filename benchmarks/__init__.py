@@ -1,0 +1,1 @@
+"""Measures a running cluster from outside, over HTTP and /metrics, as a user would. Imports none of the cluster's code."""

@@ -1,0 +1,144 @@
+"""`serval bench`: drives a running cluster over HTTP with synthetic prompts and says what its users would have seen.
+
+`run` is the command, with a signature for typer: `app.command("bench")(run)`. `python -m benchmarks.load` is the same.
+"""
+
+import asyncio
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+from rich.console import Console
+
+from benchmarks.completions import CompletionRequest
+from benchmarks.drive import Drive
+from benchmarks.report import LoadReport, Workload, render
+from benchmarks.scrape import Scraper
+from benchmarks.workload import poisson_arrivals_s, prompts
+
+DEFAULT_VOCABULARY = 32_000
+"""Where the server does not say. Few models have fewer; for those there is --vocabulary."""
+
+CONNECT_TIMEOUT_S = 5.0
+EXIT_ERRORS = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+UNLIMITED = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+
+
+class BenchmarkError(Exception):
+    """The run cannot start; the message is one line."""
+
+
+class PromptKind(StrEnum):
+    TOKENS = "tokens"
+    TEXT = "text"
+
+
+def run(
+    url: Annotated[str, typer.Option(help="The router's HTTP address.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Default: the first that the server lists.")] = None,
+    input_tokens: Annotated[int, typer.Option("--isl", min=1, help="Tokens of a prompt (words with --prompts text).")] = 256,
+    output_tokens: Annotated[
+        int, typer.Option("--osl", min=1, help="Tokens of an answer; the end-of-text token is ignored.")
+    ] = 64,
+    requests: Annotated[int, typer.Option(min=1, help="Requests measured.")] = 32,
+    warmup: Annotated[int, typer.Option(min=0, help="Requests before them, not measured.")] = 2,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests open at any time. Default 1, without --rate.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Requests per second, Poisson; --concurrency then has no meaning.")
+    ] = None,
+    prompt_kind: Annotated[
+        PromptKind, typer.Option("--prompts", help="tokens: random ids. text: English words, tokenised by the server.")
+    ] = PromptKind.TOKENS,
+    vocabulary: Annotated[
+        int | None, typer.Option(min=4, help="Size to draw ids from. Default: the model's, if it says.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same prompts and arrivals.")] = 0,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one answer.")] = 600.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here as JSON.")] = None,
+) -> None:
+    """Measure a running cluster: latency percentiles, throughput, KV transfer.
+
+    Exit status: 0 when every request was answered in full, 1 when some were not, 2 when the run could not start, 130 after
+    Ctrl-C, which still prints what there is.
+    """
+    workload = Workload(
+        url=url.rstrip("/"),
+        model=model,
+        requests=requests,
+        warmup=warmup,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        concurrency=None if rate is not None else concurrency or 1,
+        rate=rate,
+        prompts=prompt_kind.value,
+        vocabulary=vocabulary,
+        seed=seed,
+        timeout_s=timeout_s,
+    )
+    try:
+        if rate is not None and concurrency is not None:
+            raise BenchmarkError("--rate and --concurrency exclude each other")
+        report = asyncio.run(measure(workload))
+    except BenchmarkError as error:
+        print(f"serval bench: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_USAGE) from None
+    Console().print(render(report))
+    if json_file is not None:
+        json_file.write_text(report.model_dump_json(indent=2) + "\n")
+    if report.interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if report.errors:
+        raise typer.Exit(EXIT_ERRORS)
+
+
+async def measure(workload: Workload) -> LoadReport:
+    """One run against a cluster that serves already. Cancelled (Ctrl-C), it reports what was answered until then. Raises
+    BenchmarkError when the server cannot be asked for its models."""
+    async with httpx.AsyncClient(
+        base_url=workload.url, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S), limits=UNLIMITED
+    ) as http:
+        workload = await _ask_for_model(http, workload)
+        vocabulary = None if workload.prompts == "text" else workload.vocabulary
+        everything = [
+            CompletionRequest(workload.model or "", prompt, workload.output_tokens)
+            for prompt in prompts(workload.seed, workload.warmup + workload.requests, workload.input_tokens, vocabulary)
+        ]
+        warmup, measured = Drive(everything[: workload.warmup]), Drive(everything[workload.warmup :])
+        await warmup.closed_loop(http, workload.concurrency or 1, workload.timeout_s, "warming up")
+        scraper = await Scraper.discover(http)
+        before = await scraper.read()
+        if warmup.interrupted:
+            measured.interrupted = True
+        elif workload.rate is None:
+            await measured.closed_loop(http, workload.concurrency or 1, workload.timeout_s, "measuring")
+        else:
+            arrivals_s = poisson_arrivals_s(workload.seed, workload.requests, workload.rate)
+            await measured.open_loop(http, arrivals_s, workload.timeout_s, "measuring")
+        growth = (await scraper.read()).growth_since(before)
+    return LoadReport.of(workload, measured.answers, measured.duration_s, growth, measured.interrupted)
+
+
+async def _ask_for_model(http: httpx.AsyncClient, workload: Workload) -> Workload:
+    try:
+        response = await http.get("/v1/models", timeout=CONNECT_TIMEOUT_S)
+        response.raise_for_status()
+        cards = {card["id"]: card for card in response.json()["data"]}
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        raise BenchmarkError(f"{workload.url}/v1/models: {error or type(error).__name__}") from error
+    model = workload.model if workload.model is not None else next(iter(cards), None)
+    if model is None:
+        raise BenchmarkError(f"{workload.url} serves no model")
+    vocabulary = workload.vocabulary or cards.get(model, {}).get("vocab_size") or DEFAULT_VOCABULARY
+    return workload.model_copy(update={"model": model, "vocabulary": vocabulary})
+
+
+if __name__ == "__main__":
+    typer.run(run)
