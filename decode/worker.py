@@ -5,3 +5,106 @@ address = await worker.start()   # model loaded, serving, dialling routers
 await worker.drain(timeout_s=30) # no new work; returns when idle or at the deadline
 await worker.stop(timeout_s=5)
 """
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from decode.admission import AdmissionLine
+from decode.config import DecodeConfig
+from decode.flow import Parts
+from decode.prefill_client import PrefillPeers
+from decode.requests import Requests
+from engine.engine import Engine
+from engine.loop import EngineLoop
+from engine.sequence import SequenceUpdate
+from kvtransfer.receiver import Receiver
+from protocol import cluster_pb2
+from telemetry.metrics import Metrics
+from worker.node import WorkerNode
+from worker.spec import WorkerSpec
+
+logger = logging.getLogger(__name__)
+
+
+class DecodeWorker:
+    """All methods belong to one event loop."""
+
+    def __init__(self, spec: WorkerSpec, config: DecodeConfig, metrics: Metrics) -> None:
+        self._spec = spec
+        self._config = config
+        self._metrics = metrics
+        self._node: WorkerNode | None = None
+        self._parts: Parts | None = None
+        self._requests: Requests | None = None
+        self._janitor: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Loads the model, listens, and starts to dial the routers. Returns the gRPC address."""
+        spec = self._spec
+        engine = await asyncio.to_thread(Engine.load, spec.model_dir, spec.engine, self._metrics, spec.progress)
+        node = self._node = WorkerNode(cluster_pb2.ROLE_DECODE, spec, engine, self._metrics, [])
+        receiver = Receiver(spec.transfer, node.layout, engine.pool.data, node.incarnation, self._metrics)
+        address = await node.listen()
+        loop = asyncio.get_running_loop()
+
+        def publish(updates: Iterable[SequenceUpdate]) -> None:
+            loop.call_soon_threadsafe(requests.on_updates, updates)
+
+        parts = self._parts = Parts(
+            incarnation=node.incarnation,
+            engine=engine,
+            engine_loop=EngineLoop(engine, publish=publish),
+            receiver=receiver,
+            peers=PrefillPeers(_introduction(node, receiver), self._config.connect_timeout_s),
+            line=AdmissionLine(self._config.max_waiting),
+            config=self._config,
+            metrics=self._metrics,
+        )
+        requests = self._requests = Requests(parts)
+        self._janitor = asyncio.create_task(self._free_slots_of_the_gone(parts))
+        node.dial_routers(requests)
+        logger.info("serving on %s", address)
+        return address
+
+    @property
+    def is_healthy(self) -> bool:
+        return self._parts is not None and self._parts.engine_loop.is_healthy
+
+    async def drain(self, timeout_s: float) -> None:
+        if self._node is not None and self._requests is not None:
+            await self._node.drain()
+            await self._requests.drain(timeout_s)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Open requests are cancelled; nothing of this worker runs any more when it returns."""
+        if self._janitor is not None:
+            self._janitor.cancel()
+        if self._requests is not None:
+            await self._requests.cancel_all(timeout_s)
+        if self._node is not None:
+            await self._node.stop(grace_s=min(1.0, timeout_s))
+        if self._parts is not None:
+            await self._parts.peers.close()
+            await asyncio.to_thread(self._parts.engine_loop.close, timeout_s)
+            await asyncio.to_thread(self._parts.receiver.close, timeout_s)
+
+    async def _free_slots_of_the_gone(self, parts: Parts) -> None:
+        """A prefill worker whose process provably ended can write no more: its slots are pumped and come back."""
+        while True:
+            await asyncio.sleep(self._config.quarantine_check_s)
+            for peer in parts.peers.gone():
+                logger.info("%s is gone", peer)
+                parts.receiver.peer_gone(peer.incarnation)
+                await parts.peers.forget(peer)
+            parts.line.advance()  # slots come back on the receiver's clock, which tells nobody
+
+
+def _introduction(node: WorkerNode, receiver: Receiver) -> cluster_pb2.IntroduceRequest:
+    return cluster_pb2.IntroduceRequest(
+        decode=node.peer,
+        transport_metadata=receiver.metadata,
+        layout_fingerprint=receiver.fingerprint,
+        landing_address=receiver.landing_address,
+        landing_blocks=receiver.landing_blocks,
+    )

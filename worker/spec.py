@@ -28,6 +28,6 @@ class WorkerSpec:
     model_dir: Path
     engine: EngineConfig
     transfer: TransferConfig
-    link: LinkConfig = LinkConfig()
+    link: LinkConfig
     metrics_address: str = ""
     progress: Progress = silent

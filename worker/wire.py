@@ -1,12 +1,16 @@
 """Engine results in the words of the wire."""
 
-from collections.abc import Sequence as Many
+from collections.abc import Iterable, Mapping
 
-from engine.sampler import TokenLogprobs
+from engine.sequence import FinishReason, TokenLogprobs
 from protocol import serval_pb2
+from protocol.outcomes import Outcome
+
+OUTCOME_OF: Mapping[FinishReason, Outcome] = {"stop": Outcome.STOP, "length": Outcome.LENGTH}
+"""How the engine's ordinary ends are called; its "error" brings its own outcome, and "aborted" has a reason elsewhere."""
 
 
-def logprobs_to_proto(logprobs: Many[TokenLogprobs]) -> list[serval_pb2.TokenLogprobs]:
+def logprobs_to_proto(logprobs: Iterable[TokenLogprobs]) -> list[serval_pb2.TokenLogprobs]:
     return [
         serval_pb2.TokenLogprobs(
             chosen=serval_pb2.TokenLogprob(token_id=one.token_id, logprob=one.logprob),

@@ -1,0 +1,290 @@
+"""One request's way through the decode worker, from submission to its one end.
+
+    queued -> reserved -> prefilling -> receiving -> decoding -> ended
+                     \\-> prefilling_locally ---------^
+
+Every wait stands under the request's deadline. Whatever is held (KV blocks, landing slot, a place in the engine) is given back in
+`clean_up`, on every path. A failed prefill or transfer is made good by computing the prompt here, once, and counted.
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from decode.admission import AdmissionLine
+from decode.config import DecodeConfig
+from decode.prefill_client import PrefillPeers
+from decode.remote_prefill import RemotePrefill
+from decode.request import DecodeRequest
+from engine.engine import Engine
+from engine.loop import EngineLoop
+from engine.sequence import SequenceUpdate
+from kvtransfer.landing import SlotState
+from kvtransfer.receiver import Receiver
+from protocol import cluster_pb2
+from protocol.errors import InvalidRequest, Overloaded, ServalError
+from protocol.ids import BlockId, Incarnation
+from protocol.lifecycle import Event
+from protocol.outcomes import Outcome
+from telemetry.metrics import Metrics
+from worker.wire import OUTCOME_OF, logprobs_to_proto
+
+logger = logging.getLogger(__name__)
+
+ATTEMPT = 1
+"""A request makes one remote attempt; what fails is computed here. The router's retry elsewhere is a new request to us."""
+
+ENGINE_ABORT_TIMEOUT_S = 30.0
+"""An abort takes effect at the next step's end; a step that takes longer than this is a wedged engine."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What all requests of a worker share."""
+
+    incarnation: Incarnation
+    engine: Engine
+    engine_loop: EngineLoop
+    receiver: Receiver
+    peers: PrefillPeers
+    line: AdmissionLine
+    config: DecodeConfig
+    metrics: Metrics
+
+
+class Flow:
+    """Lives on the event loop. `run` never raises; `cancel` ends it early with outcome cancelled."""
+
+    def __init__(self, request: DecodeRequest, parts: Parts) -> None:
+        self.request = request
+        self._parts = parts
+        self._sequence = request.sequence
+        self._remote: RemotePrefill | None = None
+        self._settling: asyncio.Task[None] | None = None
+        self._local_reason: str | None = None
+        self._in_engine = False
+        self._engine_end: asyncio.Future[SequenceUpdate] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> asyncio.Task[None]:
+        self._task = asyncio.create_task(self._run(), name=f"request-{self.request.request_id}")
+        return self._task
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    # ---- what the engine says
+
+    def take_update(self, update: SequenceUpdate) -> cluster_pb2.RequestOutput | None:
+        """The message for one engine step's result; None when there is nothing to tell (the request has ended already)."""
+        request = self.request
+        if update.finish is not None and not self._engine_end.done():
+            self._engine_end.set_result(update)
+        if request.lifecycle.has_ended:
+            return None
+        now = time.monotonic()
+        if request.decode_started_at is None and update.token_ids:
+            request.decode_started_at = now
+        if update.token_ids:
+            request.lifecycle.advance(Event.TOKENS if request.lifecycle.can(Event.TOKENS) else Event.FIRST_TOKEN)
+        ended = self._ended_by(update)
+        if not update.token_ids and ended is None:
+            return None
+        return request.output(update.token_ids, logprobs_to_proto(update.logprobs), ended)
+
+    def _ended_by(self, update: SequenceUpdate) -> cluster_pb2.Ended | None:
+        """None for an update that is not the last, and for an abort: whoever asked for it says why."""
+        if update.finish is None or update.finish == "aborted":
+            return None
+        self.request.lifecycle.advance(Event.END)
+        if update.error is not None:
+            return self.request.ended(update.error.outcome, str(update.error))
+        return self.request.ended(OUTCOME_OF[update.finish])
+
+    # ---- the way
+
+    async def _run(self) -> None:
+        request = self.request
+        try:
+            async with asyncio.timeout(max(0.0, request.deadline - time.monotonic())):
+                await self._go()
+        except TimeoutError:
+            self._end(Outcome.DEADLINE, "the request's deadline passed")
+        except asyncio.CancelledError:
+            self._end(Outcome.CANCELLED)
+        except ServalError as error:
+            self._end(error.outcome, str(error))
+        except Exception:
+            logger.exception("request %s failed", request.request_id)
+            self._end(Outcome.INTERNAL, "internal error at the decode worker")
+
+    async def _go(self) -> None:
+        await self._parts.line.enter(self._reserve)
+        request = self.request
+        request.lifecycle.advance(Event.RESERVED)
+        request.timings.queue_s = time.monotonic() - request.arrived_at
+        if request.lease is None or not await self._prefill_remotely():
+            self._prefill_here()
+        await self._engine_end
+
+    # ---- admission
+
+    def _reserve(self) -> bool:
+        """An admission attempt: KV blocks for the whole prompt, and a landing slot where the prompt is to come from elsewhere."""
+        kv, sequence, request = self._parts.engine.kv, self._sequence, self.request
+        total = kv.blocks_for(len(sequence.prompt)) + self._parts.config.headroom_blocks
+        if total > kv.num_blocks:
+            raise InvalidRequest(
+                f"a prompt of {len(sequence.prompt)} tokens needs {total} KV blocks; there are {kv.num_blocks}"
+            )
+        cached, cached_tokens = kv.match_prefix(sequence.prompt)
+        if not kv.can_allocate(total - len(cached)):
+            kv.release(cached)
+            return False
+        sequence.take([*cached, *kv.allocate(total - len(cached))])
+        sequence.num_computed = request.cached_tokens = cached_tokens
+        self._local_reason = self._reason_to_prefill_here(len(cached))
+        if self._local_reason is None and not self._reserve_landing(len(cached)):
+            kv.release(sequence.give_up_blocks())
+            return False
+        return True
+
+    def _reason_to_prefill_here(self, cached_blocks: int) -> str | None:
+        if self.request.prefill is None:
+            return "no_prefill_worker"
+        if len(self._sequence.prompt) - self._sequence.num_computed <= self._parts.config.local_prefill_max_tokens:
+            return "short"
+        if self._prompt_blocks - cached_blocks > self._parts.receiver.max_blocks:
+            return "landing_too_small"
+        return None
+
+    def _reserve_landing(self, first_block: int) -> bool:
+        """False: no slot is free now. A zone that is nothing but quarantine frees no slot soon: then the prompt is computed here."""
+        request, receiver = self.request, self._parts.receiver
+        assert request.prefill is not None
+        blocks = [BlockId(block) for block in self._sequence.blocks[first_block : self._prompt_blocks]]
+        try:
+            request.lease = receiver.reserve(request.request_id, ATTEMPT, Incarnation(request.prefill.incarnation), blocks)
+        except Overloaded:
+            states = receiver.blocks_by_state()
+            if any(states[state] for state in (SlotState.LEASED, SlotState.QUIESCING, SlotState.PUMPING)):
+                return False
+            self._local_reason = "landing_quarantined"
+        return True
+
+    @property
+    def _prompt_blocks(self) -> int:
+        return self._parts.engine.kv.blocks_for(len(self._sequence.prompt))
+
+    # ---- prefill elsewhere
+
+    async def _prefill_remotely(self) -> bool:
+        """True: the KV is here, verified, and the first token went out. False: it could not be done; compute the prompt here."""
+        request, parts = self.request, self._parts
+        assert request.prefill is not None and request.lease is not None
+        remote = self._remote = RemotePrefill(parts.peers.get(request.prefill), parts.receiver, request.lease, parts.config)
+        request.lifecycle.advance(Event.PREFILL_CALLED)
+        remote.start(self._prefill_request())
+        try:
+            self._take_first_token(await remote.first_token(), remote)
+            if request.lifecycle.has_ended:
+                return True
+            landed = await remote.landed()
+        except InvalidRequest:
+            raise
+        except ServalError as error:
+            logger.warning("request %s: %s; computing the prompt here", request.request_id, error)
+            parts.metrics.kv_transfer_failures.of(reason=str(error.outcome)).inc()
+            self._local_reason = "prefill_failed"
+            self._settle()
+            request.lifecycle.advance(Event.PREFILL_LOST)
+            return False
+        timings = request.timings
+        timings.transfer_s = landed.last_verified_s - landed.first_landed_s
+        timings.transfer_exposed_s = max(0.0, landed.last_verified_s - remote.first_token_at)
+        timings.transfer_bytes = landed.bytes
+        parts.metrics.kv_transfer_exposed.of().observe(timings.transfer_exposed_s)
+        self._settle()
+        self._sequence.num_computed = len(self._sequence.prompt)
+        request.lifecycle.advance(Event.KV_COMPLETE)
+        self._to_engine()
+        return True
+
+    def _prefill_request(self) -> cluster_pb2.PrefillRequest:
+        request = self.request
+        assert request.prefill is not None and request.lease is not None
+        return cluster_pb2.PrefillRequest(
+            request_id=request.request_id,
+            attempt=ATTEMPT,
+            decode_incarnation=self._parts.incarnation,
+            prefill_incarnation=request.prefill.incarnation,
+            prompt=self._sequence.prompt,
+            sampling=self._sequence.params.to_proto(),
+            first_block=self._sequence.num_computed // self._parts.engine.kv.block_size,
+            lease=request.lease.to_proto(),
+        )
+
+    def _take_first_token(self, first: cluster_pb2.FirstToken, remote: RemotePrefill) -> None:
+        """Sends the first token on at once: the client does not wait for the transfer. It may also be the last."""
+        request, sequence = self.request, self._sequence
+        request.timings.prefill_s = first.prefill_s
+        if remote.started is not None:
+            request.timings.prefill_queue_s = remote.started.queue_s
+            request.cached_tokens = max(request.cached_tokens, remote.started.cached_tokens)
+        request.lifecycle.advance(Event.FIRST_TOKEN)
+        sequence.append(first.token_id)
+        finish = self._parts.engine.finish_reason(sequence)
+        logprobs = [first.logprobs] if first.HasField("logprobs") else []
+        if finish is None:
+            request.link.send([request.output([first.token_id], logprobs)])
+            return
+        request.lifecycle.advance(Event.END)
+        request.link.send([request.output([first.token_id], logprobs, request.ended(OUTCOME_OF[finish]))])
+
+    # ---- here
+
+    def _prefill_here(self) -> None:
+        request = self.request
+        self._parts.metrics.local_prefills.of(reason=self._local_reason or "unknown").inc()
+        request.lifecycle.advance(Event.PREFILL_CHOSEN_LOCALLY)
+        request.timings.prefilled_locally = True
+        self._to_engine()
+
+    def _to_engine(self) -> None:
+        self._in_engine = True
+        self._parts.engine_loop.submit(self._sequence)
+
+    # ---- the end
+
+    def _end(self, outcome: Outcome, message: str = "") -> None:
+        """Tells the router, unless it was told already."""
+        request = self.request
+        if not request.lifecycle.has_ended:
+            request.lifecycle.advance(Event.END)
+            request.link.send([request.output([], [], request.ended(outcome, message))])
+
+    async def clean_up(self) -> None:
+        """Gives everything back. Runs to its end whatever becomes of the request; every wait in it is bounded."""
+        if self._remote is not None and self._settling is None:
+            self._settle()
+        elif self.request.lease is not None and self._remote is None:
+            self._parts.receiver.release(self.request.lease, quiesced=True)  # nobody was told of it
+        if self._in_engine and not self._engine_end.done():
+            self._parts.engine_loop.abort(self._sequence.request_id)
+            await asyncio.wait({self._engine_end}, timeout=ENGINE_ABORT_TIMEOUT_S)
+        if self._in_engine and not self._engine_end.done():
+            logger.error("request %s: the engine does not let go; its KV blocks stay taken", self.request.request_id)
+        elif self._sequence.blocks:
+            self._parts.engine.release(self._sequence)
+        self._parts.line.advance()
+        if self._settling is not None:
+            await self._settling
+            self._parts.line.advance()
+
+    def _settle(self) -> None:
+        """Stops copying at once, and ends the lease in the background."""
+        assert self._remote is not None
+        self._remote.cancel()
+        self._settling = asyncio.create_task(self._remote.settle())

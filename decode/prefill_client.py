@@ -1,0 +1,117 @@
+"""Calls to prefill workers: introductions, prompts, aborts. Knows gRPC and nothing of requests.
+
+A prefill worker is known by its incarnation; its channel and the introduction live as long as it does.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from protocol import cluster_pb2, cluster_pb2_grpc
+from protocol.errors import InvalidRequest, Overloaded, PrefillFailed, ServalError, Unavailable
+from protocol.ids import Incarnation, LeaseId, ProcessIdentity
+from worker.router_link import CHANNEL_OPTIONS
+
+logger = logging.getLogger(__name__)
+
+ERROR_OF: dict[grpc.StatusCode, type[ServalError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.FAILED_PRECONDITION: Unavailable,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+}
+
+
+class PrefillPeer:
+    """One incarnation of a prefill worker."""
+
+    def __init__(self, peer: cluster_pb2.Peer, introduction: cluster_pb2.IntroduceRequest, connect_timeout_s: float) -> None:
+        self.peer = peer
+        self.incarnation = Incarnation(peer.incarnation)
+        self.process = ProcessIdentity.from_proto(peer.process)
+        self.own_incarnation = Incarnation(introduction.decode.incarnation)
+        self._introduction = introduction
+        self._connect_timeout_s = connect_timeout_s
+        self._channel = grpc.aio.insecure_channel(peer.address, options=CHANNEL_OPTIONS)
+        self._stub: Any = cluster_pb2_grpc.PrefillServiceStub(self._channel)
+        self._introduced: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"PrefillPeer({self.peer.name}, {self.incarnation:x})"
+
+    async def introduce(self) -> None:
+        """Makes us known to the worker, once; concurrent callers share the call. Raises Unavailable when it is another
+        incarnation than expected, or does not answer; the next caller tries again."""
+        if self._introduced is None:
+            self._introduced = asyncio.create_task(self._introduce())
+        try:
+            await asyncio.shield(self._introduced)
+        except ServalError:
+            self._introduced = None
+            raise
+
+    async def prefill(self, request: cluster_pb2.PrefillRequest) -> AsyncIterator[cluster_pb2.PrefillEvent]:
+        """The events of one prompt. Closing the iterator cancels the call."""
+        call = self._stub.Prefill(request)
+        try:
+            async for event in call:
+                yield event
+        except grpc.aio.AioRpcError as error:
+            raise _mapped(error, self.peer.name) from error
+        finally:
+            call.cancel()
+
+    async def abort(self, lease_id: LeaseId, timeout_s: float) -> bool:
+        """True when the worker confirmed that nothing is written under the lease any more."""
+        request = cluster_pb2.AbortRequest(lease_id=lease_id, decode_incarnation=self.own_incarnation)
+        try:
+            return bool((await self._stub.Abort(request, timeout=timeout_s)).quiesced)
+        except grpc.aio.AioRpcError as error:
+            logger.info("no confirmation from %s that lease %d is over: %s", self.peer.name, lease_id, error.details())
+            return False
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def _introduce(self) -> None:
+        try:
+            answer = await self._stub.Introduce(self._introduction, timeout=self._connect_timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise _mapped(error, self.peer.name) from error
+        if answer.prefill.incarnation != self.incarnation:
+            raise Unavailable(f"{self.peer.name} was restarted: {self.peer.address} is another incarnation now")
+
+
+class PrefillPeers:
+    """The prefill workers met so far. A name's new incarnation replaces the old one; those gone are dropped."""
+
+    def __init__(self, introduction: cluster_pb2.IntroduceRequest, connect_timeout_s: float) -> None:
+        self._introduction = introduction
+        self._connect_timeout_s = connect_timeout_s
+        self._by_incarnation: dict[Incarnation, PrefillPeer] = {}
+
+    def get(self, peer: cluster_pb2.Peer) -> PrefillPeer:
+        known = self._by_incarnation.get(Incarnation(peer.incarnation))
+        if known is None:
+            known = PrefillPeer(peer, self._introduction, self._connect_timeout_s)
+            self._by_incarnation[known.incarnation] = known
+        return known
+
+    def gone(self) -> list[PrefillPeer]:
+        """Peers whose process provably no longer runs."""
+        return [peer for peer in self._by_incarnation.values() if peer.process.is_gone()]
+
+    async def forget(self, peer: PrefillPeer) -> None:
+        del self._by_incarnation[peer.incarnation]
+        await peer.close()
+
+    async def close(self) -> None:
+        await asyncio.gather(*(peer.close() for peer in self._by_incarnation.values()))
+
+
+def _mapped(error: grpc.aio.AioRpcError, name: str) -> ServalError:
+    return ERROR_OF.get(error.code(), PrefillFailed)(f"prefill worker {name}: {error.details()}")

@@ -1,0 +1,59 @@
+"""One request at the decode worker: what was asked, what is held for it, how long each part took."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from engine.sequence import Sequence
+from kvtransfer.lease import Lease
+from protocol import cluster_pb2, serval_pb2
+from protocol.ids import RequestId, RequestNumber
+from protocol.lifecycle import Lifecycle, Role
+from protocol.outcomes import Outcome
+from protocol.sampling import SamplingParams
+from worker.router_link import RouterLink
+
+
+@dataclass(eq=False)
+class DecodeRequest:
+    """Owned by the event loop. `sequence` holds the KV blocks from the reservation on; `lease` the landing slot."""
+
+    link: RouterLink
+    number: RequestNumber
+    request_id: RequestId
+    sequence: Sequence
+    prefill: cluster_pb2.Peer | None
+    deadline: float
+    """time.monotonic() at which the request is over."""
+    lifecycle: Lifecycle = field(default_factory=lambda: Lifecycle(Role.DECODE))
+    lease: Lease | None = None
+    cached_tokens: int = 0
+    timings: cluster_pb2.Timings = field(default_factory=cluster_pb2.Timings)
+    arrived_at: float = field(default_factory=time.monotonic)
+    decode_started_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<DecodeRequest {self.request_id} {self.lifecycle.state}>"
+
+    @classmethod
+    def from_submit(cls, link: RouterLink, submit: cluster_pb2.Submit, key: str) -> "DecodeRequest":
+        """`key` names the sequence to the engine; request ids come from clients and may repeat."""
+        params = SamplingParams.from_proto(submit.sampling, default_max_tokens=16)
+        return cls(
+            link=link,
+            number=RequestNumber(submit.request),
+            request_id=RequestId(submit.request_id),
+            sequence=Sequence(request_id=key, prompt=list(submit.prompt), params=params),
+            prefill=submit.prefill if submit.HasField("prefill") else None,
+            deadline=time.monotonic() + submit.timeout_s,
+        )
+
+    def output(
+        self, token_ids: Iterable[int], logprobs: Iterable[serval_pb2.TokenLogprobs], ended: cluster_pb2.Ended | None = None
+    ) -> cluster_pb2.RequestOutput:
+        return cluster_pb2.RequestOutput(request=self.number, token_ids=token_ids, logprobs=logprobs, ended=ended)
+
+    def ended(self, outcome: Outcome, message: str = "") -> cluster_pb2.Ended:
+        if self.decode_started_at is not None:
+            self.timings.decode_s = time.monotonic() - self.decode_started_at
+        return cluster_pb2.Ended(outcome=str(outcome), message=message, cached_tokens=self.cached_tokens, timings=self.timings)

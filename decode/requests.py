@@ -1,0 +1,99 @@
+"""All requests of a decode worker: takes routers' orders, hands engine results to their streams, one message per step."""
+
+import asyncio
+import itertools
+import logging
+from collections import defaultdict
+from collections.abc import Iterable
+
+from decode.flow import Flow, Parts
+from decode.request import DecodeRequest
+from engine.sequence import SequenceUpdate
+from protocol import cluster_pb2
+from protocol.outcomes import Outcome
+from worker.router_link import RouterLink
+
+logger = logging.getLogger(__name__)
+
+
+class Requests:
+    """An OrderHandler. Lives on the event loop."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._keys = itertools.count(1)
+        self._by_key: dict[str, Flow] = {}
+        self._by_number: dict[tuple[RouterLink, int], Flow] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    # ---- OrderHandler
+
+    def on_submit(self, link: RouterLink, submit: cluster_pb2.Submit) -> None:
+        request = DecodeRequest.from_submit(link, submit, key=str(next(self._keys)))
+        if self._draining:
+            link.send([request.output([], [], request.ended(Outcome.UNAVAILABLE, "this decode worker is draining"))])
+            return
+        flow = Flow(request, self._parts)
+        self._by_key[request.sequence.request_id] = flow
+        self._by_number[link, request.number] = flow
+        self._idle.clear()
+        task = asyncio.create_task(self._run(flow), name=f"request-{request.request_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def on_cancel(self, link: RouterLink, request: int) -> None:
+        flow = self._by_number.get((link, request))
+        if flow is not None:
+            flow.cancel()
+
+    def on_lost(self, link: RouterLink) -> None:
+        lost = [flow for (owner, _), flow in self._by_number.items() if owner is link]
+        if lost:
+            logger.warning("router %s is gone; giving up its %d requests", link.address, len(lost))
+        for flow in lost:
+            flow.cancel()
+
+    # ---- the engine's results
+
+    def on_updates(self, updates: Iterable[SequenceUpdate]) -> None:
+        """One engine step: one message to each router."""
+        by_link: dict[RouterLink, list[cluster_pb2.RequestOutput]] = defaultdict(list)
+        for update in updates:
+            flow = self._by_key.get(update.request_id)
+            output = flow.take_update(update) if flow is not None else None
+            if flow is not None and output is not None:
+                by_link[flow.request.link].append(output)
+        for link, outputs in by_link.items():
+            link.send(outputs)
+
+    # ---- the end
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses new requests; returns when the open ones have ended, or at the deadline."""
+        self._draining = True
+        await self._wait_idle(timeout_s)
+
+    async def cancel_all(self, timeout_s: float) -> None:
+        for flow in list(self._by_key.values()):
+            flow.cancel()
+        await self._wait_idle(timeout_s)
+
+    async def _wait_idle(self, timeout_s: float) -> None:
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            logger.warning("%d requests still open after %g s", len(self), timeout_s)
+
+    async def _run(self, flow: Flow) -> None:
+        await flow.start()
+        await flow.clean_up()
+        del self._by_key[flow.request.sequence.request_id]
+        del self._by_number[flow.request.link, flow.request.number]
+        if not self._by_key:
+            self._idle.set()

@@ -1,0 +1,263 @@
+"""The prompts a prefill worker has in hand: each from the call that brings it to the moment nothing of it can be written.
+
+A job's way: to the engine -> its layer hook opens a transfer and announces each layer's blocks -> the first token goes back at
+once -> the last write completes -> the engine's blocks are released. A call that was accepted always ends with Sent.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field, replace
+
+from engine.batch import Batch
+from engine.engine import Engine
+from engine.loop import EngineLoop
+from engine.sequence import Sequence, SequenceUpdate
+from kvtransfer.sender import Sender
+from kvtransfer.transfer import SendResult, Transfer
+from prefill.config import PrefillConfig
+from protocol import cluster_pb2
+from protocol.errors import InvalidRequest, Overloaded, ServalError, Unavailable
+from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
+from protocol.lifecycle import Event, Lifecycle, Role
+from protocol.sampling import SamplingParams
+from worker.wire import logprobs_to_proto
+
+logger = logging.getLogger(__name__)
+
+ENGINE_ABORT_TIMEOUT_S = 30.0
+"""An abort takes effect at the next step's end; a step that takes longer than this is a wedged engine."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One prompt. The engine thread makes `transfer` at the first layer; the rest belongs to the event loop."""
+
+    request: cluster_pb2.PrefillRequest
+    sequence: Sequence
+    computed: asyncio.Future[SequenceUpdate]
+    lifecycle: Lifecycle = field(default_factory=lambda: Lifecycle(Role.PREFILL))
+    accepted_at: float = field(default_factory=time.monotonic)
+    started_at: float = 0.0
+    cached_tokens: int = 0
+    transfer: Transfer | None = None
+    refused: ServalError | None = None
+
+    @property
+    def decode_incarnation(self) -> Incarnation:
+        return Incarnation(self.request.decode_incarnation)
+
+    @property
+    def lease_id(self) -> LeaseId:
+        return LeaseId(self.request.lease.lease_id)
+
+
+class Jobs:
+    """All jobs of one worker. `on_layer` and `on_computed` run in the engine thread, everything else on the event loop."""
+
+    def __init__(self, engine: Engine, sender: Sender, peer: cluster_pb2.Peer, config: PrefillConfig) -> None:
+        self._engine = engine
+        self._engine_loop: EngineLoop | None = None
+        self._sender = sender
+        self._peer = peer
+        self._config = config
+        self._by_key: dict[str, Job] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+        self._loop = asyncio.get_running_loop()
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def attach(self, engine_loop: EngineLoop) -> None:
+        """The loop that runs the engine; it calls back into this object, so it is made after it."""
+        self._engine_loop = engine_loop
+
+    # ---- the service's calls
+
+    async def introduce(self, request: cluster_pb2.IntroduceRequest) -> cluster_pb2.Peer:
+        decode = request.decode
+        introduced = self._sender.introduce(
+            decode.name,
+            Incarnation(decode.incarnation),
+            request.transport_metadata,
+            request.landing_address,
+            request.landing_blocks,
+            request.layout_fingerprint,
+        )
+        await asyncio.wrap_future(introduced)
+        return self._peer
+
+    async def run(self, request: cluster_pb2.PrefillRequest) -> AsyncIterator[cluster_pb2.PrefillEvent]:
+        """The events of one prompt. Closing the iterator early aborts the job and its lease."""
+        job = self._accept(request)
+        try:
+            update = await job.computed
+            if update.finish == "error" or not update.token_ids:
+                yield self._sent(await self._abort_transfer(job), str(update.error or "the prompt was given up"))
+                return
+            job.lifecycle.advance(Event.FIRST_TOKEN)
+            queue_s = job.started_at - job.accepted_at
+            yield cluster_pb2.PrefillEvent(started=cluster_pb2.Started(cached_tokens=job.cached_tokens, queue_s=queue_s))
+            yield self._first_token(job, update)
+            if job.transfer is None:
+                yield self._sent(None, str(job.refused or "no transfer was opened"))
+                return
+            result = await asyncio.wrap_future(job.transfer.done)
+            job.lifecycle.advance(Event.WRITTEN if result.error is None else Event.ABORTED)
+            yield self._sent(result, str(result.error) if result.error else "")
+        finally:
+            task = asyncio.create_task(self._clean_up(job))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def abort(self, request: cluster_pb2.AbortRequest) -> bool:
+        """True once nothing can be written under the lease any more."""
+        answer = self._sender.abort(Incarnation(request.decode_incarnation), LeaseId(request.lease_id))
+        for job in self._by_key.values():
+            if (job.decode_incarnation, job.lease_id) == (request.decode_incarnation, request.lease_id):
+                self._abort_compute(job)
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(answer)), self._config.abort_timeout_s)
+        except TimeoutError:
+            return False
+
+    # ---- the engine thread's calls
+
+    def on_layer(self, layer: int, batch: Batch) -> None:
+        """Layer `layer`'s new KV of every sequence of the batch is in the pool."""
+        for span in batch.spans:
+            job = self._by_key.get(span.sequence.request_id)
+            if job is None:
+                continue
+            if job.transfer is None and job.refused is None:
+                self._open(job, span.start)
+            if job.transfer is not None:
+                job.transfer.layer_ready(layer, self._blocks_ready(job, span.end))
+
+    def on_computed(self, updates: SequenceOf[SequenceUpdate]) -> None:
+        """The results of one engine step."""
+        for update in updates:
+            job = self._by_key.get(update.request_id)
+            if job is not None and update.finish is not None:
+                if job.transfer is not None and update.token_ids:
+                    job.transfer.compute_done()
+                self._loop.call_soon_threadsafe(_resolve, job.computed, update)
+
+    def _open(self, job: Job, start: int) -> None:
+        """The engine has given the sequence its blocks: from now on what it computes can leave."""
+        job.started_at = time.monotonic()
+        job.cached_tokens = start
+        request, sequence = job.request, job.sequence
+        blocks = [
+            BlockId(block) for block in sequence.blocks[request.first_block : self._engine.kv.blocks_for(len(sequence.prompt))]
+        ]
+        try:
+            job.transfer = self._sender.open(
+                RequestId(request.request_id), request.attempt, job.decode_incarnation, request.lease, blocks
+            )
+        except ServalError as error:
+            job.refused = error
+
+    def _blocks_ready(self, job: Job, end: int) -> int:
+        """Blocks of the transfer that are complete when tokens [0, end) are: whole ones, and at the prompt's end also its last."""
+        is_last = end >= len(job.sequence.prompt)
+        blocks = self._engine.kv.blocks_for(end) if is_last else end // self._engine.kv.block_size
+        return max(0, blocks - job.request.first_block)
+
+    # ---- one job
+
+    def _accept(self, request: cluster_pb2.PrefillRequest) -> Job:
+        if request.prefill_incarnation != self._peer.incarnation:
+            raise Unavailable(f"{self._peer.name} is incarnation {self._peer.incarnation:x} now")
+        if self._draining:
+            raise Unavailable(f"{self._peer.name} is draining")
+        if len(self) >= self._config.max_open_requests:
+            raise Overloaded(f"{len(self)} prompts are open already")
+        if not request.prompt:
+            raise InvalidRequest("prompt must not be empty", "prompt")
+        needed = self._engine.kv.blocks_for(len(request.prompt))
+        if needed > self._engine.kv.num_blocks:
+            raise InvalidRequest(f"the prompt needs {needed} KV blocks; this worker has {self._engine.kv.num_blocks}", "prompt")
+        params = replace(SamplingParams.from_proto(request.sampling, default_max_tokens=1), max_tokens=1)
+        key = f"{request.decode_incarnation:x}:{request.lease.lease_id}"
+        if key in self._by_key:
+            raise InvalidRequest(f"lease {request.lease.lease_id} is in use", "lease")
+        sequence = Sequence(request_id=key, prompt=list(request.prompt), params=params)
+        job = self._by_key[key] = Job(request, sequence, computed=self._loop.create_future())
+        self._idle.clear()
+        assert self._engine_loop is not None
+        self._engine_loop.submit(sequence)
+        return job
+
+    def _first_token(self, job: Job, update: SequenceUpdate) -> cluster_pb2.PrefillEvent:
+        logprobs = logprobs_to_proto(update.logprobs)
+        return cluster_pb2.PrefillEvent(
+            first_token=cluster_pb2.FirstToken(
+                token_id=update.token_ids[0],
+                logprobs=logprobs[0] if logprobs else None,
+                prefill_s=time.monotonic() - job.started_at,
+            )
+        )
+
+    @staticmethod
+    def _sent(result: SendResult | None, error: str) -> cluster_pb2.PrefillEvent:
+        """`result` None: nothing was ever written."""
+        if result is None:
+            return cluster_pb2.PrefillEvent(sent=cluster_pb2.Sent(error=error, retryable=True, quiesced=True))
+        return cluster_pb2.PrefillEvent(
+            sent=cluster_pb2.Sent(
+                error=error,
+                retryable=True,
+                quiesced=result.quiesced,
+                bytes=result.bytes,
+                seconds=result.seconds,
+                writes=result.writes,
+                descriptors=result.descriptors,
+            )
+        )
+
+    def _abort_compute(self, job: Job) -> None:
+        if not job.computed.done():
+            assert self._engine_loop is not None
+            self._engine_loop.abort(job.sequence.request_id)
+
+    async def _abort_transfer(self, job: Job) -> SendResult | None:
+        """Ends the job's transfer, if it has one, and returns how it ended."""
+        if job.transfer is None:
+            return None
+        self._sender.abort(job.decode_incarnation, job.lease_id)
+        return await asyncio.wrap_future(job.transfer.done)
+
+    async def _clean_up(self, job: Job) -> None:
+        """Ends what still runs and releases the blocks: only after the engine and the sender have let go of them."""
+        if not job.computed.done():
+            self._abort_compute(job)
+            await asyncio.wait({job.computed}, timeout=ENGINE_ABORT_TIMEOUT_S)
+        await self._abort_transfer(job)
+        del self._by_key[job.sequence.request_id]
+        if not self._by_key:
+            self._idle.set()
+        if not job.computed.done():
+            logger.error("request %s: the engine does not let go; its KV blocks stay taken", job.request.request_id)
+        else:
+            self._engine.release(job.sequence)
+
+    # ---- the end
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses new prompts; returns when the open ones have ended, or at the deadline."""
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            logger.warning("%d prompts still open after %g s", len(self), timeout_s)
+
+
+def _resolve(future: asyncio.Future[SequenceUpdate], update: SequenceUpdate) -> None:
+    if not future.done():
+        future.set_result(update)

@@ -1,0 +1,100 @@
+"""The frame of a worker process: who it is, its gRPC server, its streams to the routers, its load."""
+
+import asyncio
+
+from engine.engine import Engine
+from kvtransfer.layout import KVLayout
+from protocol import cluster_pb2
+from protocol.ids import Incarnation, ProcessIdentity, draw_incarnation
+from protocol.server import GrpcServer
+from telemetry.metrics import Metrics
+from worker.router_link import OrderHandler, RouterLink
+from worker.spec import WorkerSpec
+
+LAG_PROBE_PERIOD_S = 0.25
+
+
+class WorkerNode:
+    """Knows nothing of prefill or decode. `peer` and `hello` are complete once `listen` has returned."""
+
+    def __init__(self, role: cluster_pb2.Role, spec: WorkerSpec, engine: Engine, metrics: Metrics, services: list[str]) -> None:
+        self.spec = spec
+        self.incarnation: Incarnation = draw_incarnation()
+        self.server = GrpcServer(services)
+        self.layout = layout_of(spec, engine)
+        self.peer = cluster_pb2.Peer(
+            name=spec.name, incarnation=self.incarnation, process=ProcessIdentity.of_this_process().to_proto()
+        )
+        self._role = role
+        self._engine = engine
+        self._metrics = metrics
+        self._links: list[RouterLink] = []
+        self._lag_probe: asyncio.Task[None] | None = None
+
+    async def listen(self) -> str:
+        """Serves gRPC on any free port; returns host:port. Add servicers to `server` before."""
+        port = await self.server.start(self.spec.host, 0)
+        self.peer.address = f"{self.spec.host}:{port}"
+        self._lag_probe = asyncio.create_task(self._probe_lag())
+        return self.peer.address
+
+    def dial_routers(self, handler: OrderHandler) -> None:
+        """From now on routers know this worker, and lose it only with its streams."""
+        self._links = [RouterLink(address, self._hello(), self._load, handler, self.spec.link) for address in self.spec.routers]
+        for link in self._links:
+            link.start()
+
+    async def drain(self) -> None:
+        """Tells routers and health checks that no new work is taken. Streams stay."""
+        await self.server.drain()
+        for link in self._links:
+            link.say_draining()
+
+    async def stop(self, grace_s: float) -> None:
+        if self._lag_probe is not None:
+            self._lag_probe.cancel()
+        await asyncio.gather(*(link.stop() for link in self._links))
+        await self.server.stop(grace_s)
+
+    def _hello(self) -> cluster_pb2.Hello:
+        return cluster_pb2.Hello(
+            role=self._role,
+            peer=self.peer,
+            model=self.spec.model,
+            layout_fingerprint=self.layout.fingerprint,
+            block_size=self._engine.kv.block_size,
+            kv_blocks=self._engine.kv.num_blocks,
+            max_model_len=self._engine.max_model_len,
+            metrics_address=self.spec.metrics_address,
+        )
+
+    def _load(self) -> cluster_pb2.LoadReport:
+        load = self._engine.load()
+        return cluster_pb2.LoadReport(
+            running=load.running,
+            waiting=load.waiting,
+            kv_blocks_used=self._engine.kv.num_held,
+            kv_blocks_total=self._engine.kv.num_blocks,
+            steps=load.steps,
+        )
+
+    async def _probe_lag(self) -> None:
+        """Measures how late the event loop runs: the first thing to look at when tokens stutter."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_PROBE_PERIOD_S
+            await asyncio.sleep(LAG_PROBE_PERIOD_S)
+            self._metrics.loop_lag.of().observe(max(0.0, loop.time() - due))
+
+
+def layout_of(spec: WorkerSpec, engine: Engine) -> KVLayout:
+    """The KV layout by which peers recognise that their bytes mean the same."""
+    pool = engine.pool
+    return KVLayout(
+        model=spec.model,
+        revision=engine.model_revision,
+        dtype=str(pool.data.dtype).removeprefix("torch."),
+        layers=pool.num_layers,
+        block_size=pool.block_size,
+        entry_width=pool.entry_width,
+    )
