@@ -1,0 +1,80 @@
+"""RouterLink's server side: a worker's stream, from Hello to its end."""
+
+import asyncio
+import logging
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from protocol import cluster_pb2_grpc
+from router.dispatch import Dispatcher
+from router.workers import Membership, RefusedWorker, Worker
+
+logger = logging.getLogger(__name__)
+
+
+class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
+    """Membership is the set of these streams: a worker is in from Welcome until its stream ends, for whatever reason."""
+
+    def __init__(self, members: Membership, dispatcher: Dispatcher, hello_timeout_s: float) -> None:
+        self._members = members
+        self._dispatcher = dispatcher
+        self._hello_timeout_s = hello_timeout_s
+
+    async def Connect(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        worker = await self._welcome(context)
+        logger.info("%s %s joined from %s", worker.pool, worker.name, worker.hello.peer.address)
+        writing = asyncio.create_task(_write(worker, context), name=f"to-{worker.name}")
+        reading = asyncio.create_task(self._read(worker, context), name=f"from-{worker.name}")
+        reason = "its stream broke"
+        try:
+            ends: list[asyncio.Future[Any]] = [writing, reading, worker.end_reason]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if worker.end_reason.done():
+                reason = worker.end_reason.result()
+            elif reading.done() and reading.exception() is None:
+                reason = "it closed its stream"
+        finally:
+            # First the membership, at once and without an await: its requests go on elsewhere.
+            self._members.leave(worker, reason)
+            for task in (writing, reading):
+                task.cancel()
+            await asyncio.gather(writing, reading, return_exceptions=True)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, f"the router ended the stream: {reason}")
+
+    async def _welcome(self, context: Any) -> Worker:
+        try:
+            first = await asyncio.wait_for(context.read(), self._hello_timeout_s)
+        except TimeoutError:
+            await _refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no Hello came")
+        if first is grpc.aio.EOF or first.WhichOneof("kind") != "hello":  # type: ignore[attr-defined]
+            await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with Hello")
+        try:
+            worker = self._members.join(first.hello, asyncio.get_running_loop().time())
+        except RefusedWorker as error:
+            logger.warning("refused %s: %s", first.hello.peer.name, error)
+            await _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return worker
+
+    async def _read(self, worker: Worker, context: Any) -> None:
+        loop = asyncio.get_running_loop()
+        while (message := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            worker.heard_at = loop.time()
+            kind = message.WhichOneof("kind")
+            if kind == "step":
+                self._dispatcher.on_step(worker, message.step)
+            elif kind == "load":
+                worker.take_report(message.load, worker.heard_at)
+            elif kind == "draining":
+                worker.is_draining = True
+
+
+async def _write(worker: Worker, context: Any) -> None:
+    while True:
+        await context.write(await worker.outbox.get())
+
+
+async def _refuse(context: Any, code: grpc.StatusCode, message: str) -> NoReturn:
+    await context.abort(code, message)
+    raise AssertionError("abort raises")

@@ -1,0 +1,164 @@
+"""One accepted request: where it stands, what has come, what the client has not taken yet."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from protocol import serval_pb2
+from protocol.lifecycle import Lifecycle, Role
+from protocol.outcomes import Outcome
+from protocol.sampling import SamplingParams
+from router.text import AnswerText
+
+if TYPE_CHECKING:
+    from router.workers import Worker
+
+
+@dataclass(frozen=True)
+class GenerateSpec:
+    """A validated request: what is to be computed, whoever asked for it."""
+
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    stop: tuple[str, ...] = ()
+
+
+@dataclass
+class Timeline:
+    """Seconds on the event loop's clock; every latency is a difference of two of them."""
+
+    arrived: float
+    deadline: float
+    submitted: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True)
+class TokenInfo:
+    """One token's logprobs and where its text begins in the answer, in characters."""
+
+    logprobs: serval_pb2.TokenLogprobs
+    text_offset: int
+
+
+@dataclass
+class Delta:
+    """What the client has not got yet: everything since it last took."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[TokenInfo] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.token_ids or self.text or self.logprobs)
+
+
+@dataclass(frozen=True)
+class End:
+    """How a request ended. `message` is for the client; `field` names what to change in an invalid one."""
+
+    outcome: Outcome
+    message: str = ""
+    field: str | None = None
+
+
+class Request:
+    """Owned by the dispatcher, read by the one front that answers the client. Event loop only.
+
+    Memory is bounded: an answer is no longer than the context, and what a slow client has not taken gathers in one Delta.
+    """
+
+    def __init__(self, request_id: str, spec: GenerateSpec, text: AnswerText, timeline: Timeline) -> None:
+        self.request_id = request_id
+        self.spec = spec
+        self.text = text
+        self.timeline = timeline
+        self.lifecycle = Lifecycle(Role.ROUTER)
+        self.output: list[int] = []
+        self.retries = 0
+        self.cached_tokens = 0
+        self.end: End | None = None
+        self.number = 0
+        """The number of the current attempt at the current decode worker."""
+        self.decode: Worker | None = None
+        self.prefill: Worker | None = None
+        """Where the current attempt was placed, or the last one; `is_at_*` while it counts there."""
+        self.is_at_decode = False
+        self.is_at_prefill = False
+        self.avoided: set[int] = set()
+        """Incarnations of workers that gave this request back."""
+        self.timers: list[asyncio.TimerHandle] = []
+        self._delta = Delta()
+        self._held_logprobs: list[TokenInfo] = []
+        self._is_cut = False
+        self._news = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Request {self.request_id} {self.lifecycle.state} prompt={len(self.spec.prompt)} output={len(self.output)}>"
+
+    @property
+    def total_tokens(self) -> int:
+        return len(self.spec.prompt) + self.spec.sampling.max_tokens
+
+    def add(self, token_id: int, logprobs: serval_pb2.TokenLogprobs | None, has_text: bool) -> bool:
+        """Takes the answer's next token; True when a stop string is complete. `has_text` is false for an end token."""
+        self.output.append(token_id)
+        self._delta.token_ids.append(token_id)
+        if logprobs is not None:
+            self._held_logprobs.append(TokenInfo(logprobs, self.text.characters))
+        text, self._is_cut = self.text.push(token_id) if has_text else ("", False)
+        self._release(text)
+        self._news.set()
+        return self._is_cut
+
+    def add_rest(self) -> bool:
+        """Releases held text at the end of the answer; True when a stop string is complete, which cuts the rest off."""
+        if not self._is_cut:
+            text, self._is_cut = self.text.finish()
+            self._release(text)
+        return self._is_cut
+
+    def finish(self, end: End) -> None:
+        """The dispatcher's last word. Wakes the front."""
+        self.end = end
+        self._news.set()
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Everything that comes, gathered while the caller was busy; ends when the request has ended (see `end`)."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            ended = self.end is not None
+            if self._delta:
+                delta, self._delta = self._delta, Delta()
+                yield delta
+            if ended:
+                return
+
+    async def wait_started(self) -> None:
+        """Returns when there is a first token or an end: only then is it known how the answer begins."""
+        await self._news.wait()
+
+    def _release(self, text: str) -> None:
+        """A token's logprobs go out with its first character: those of a held-back token stay held."""
+        self._delta.text += text
+        ready = 0
+        for info in self._held_logprobs:
+            if info.text_offset >= self.text.released and self.text.characters > self.text.released:
+                break
+            ready += 1
+        self._delta.logprobs += self._held_logprobs[:ready]
+        del self._held_logprobs[:ready]
+
+
+def join(deltas: Sequence[Delta]) -> Delta:
+    """One delta of several, in order."""
+    whole = Delta()
+    for delta in deltas:
+        whole.token_ids += delta.token_ids
+        whole.logprobs += delta.logprobs
+    whole.text = "".join(delta.text for delta in deltas)
+    return whole

@@ -1,0 +1,181 @@
+"""The router: both servers and what lies between them, on the running event loop."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from protocol import cluster_pb2, cluster_pb2_grpc, serval_pb2, serval_pb2_grpc
+from protocol.errors import ConfigError
+from protocol.ids import ProcessIdentity, draw_incarnation
+from router.accounting import Accounting
+from router.admission import Admission
+from router.config import RouterConfig
+from router.dispatch import Dispatcher
+from router.grpc_api import ServalService
+from router.http_api import OpenAiFront
+from router.http_app import build_app
+from router.http_server import HttpServer
+from router.link import RouterLinkService
+from router.model import ModelInfo
+from router.status import Status
+from router.tokenizer import TextTokenizer
+from router.workers import Membership
+from telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 0.1
+_SERVICES = (
+    serval_pb2.DESCRIPTOR.services_by_name["Serval"].full_name,
+    cluster_pb2.DESCRIPTOR.services_by_name["RouterLink"].full_name,
+)
+
+
+@dataclass(frozen=True)
+class BoundPorts:
+    http: int
+    grpc: int
+
+
+class Router:
+    """One router. Nothing is global and no signal is touched, so it runs in its own process, in a Ray replica and in tests.
+
+    Construction reads the model's folder and may take a second; it raises ConfigError for what is wrong there.
+    """
+
+    def __init__(self, config: RouterConfig, metrics: Metrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self.model = ModelInfo.from_folder(config.model, config.model_dir, config.max_model_len)
+        self._tokenizer = TextTokenizer.from_folder(config.model_dir, config.long_prompt_characters)
+        self._running: _Running | None = None
+
+    async def start(self) -> BoundPorts:
+        """Binds both ports and serves; returns once both accept connections."""
+        if self._running is not None:
+            raise RuntimeError("started twice")
+        self._running = _Running(self._config, self._metrics, self.model, self._tokenizer)
+        try:
+            return await self._running.start()
+        except BaseException:
+            await self._running.stop(0)
+            raise
+
+    async def drain(self) -> None:
+        """Takes no new request from now on and returns when the last open one has ended. The caller bounds the wait."""
+        if self._running is not None:
+            await self._running.drain()
+
+    async def stop(self, deadline_s: float) -> None:
+        """Drains for at most `deadline_s`, ends what is left in error events, and closes both servers."""
+        running, self._running = self._running, None
+        if running is not None:
+            await running.stop(deadline_s)
+
+    @property
+    def members(self) -> Membership | None:
+        """The live workers, while started."""
+        return self._running.members if self._running else None
+
+
+class _Running:
+    """What exists between start and stop."""
+
+    def __init__(self, config: RouterConfig, metrics: Metrics, model: ModelInfo, tokenizer: TextTokenizer) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._model = model
+        self._http = HttpServer(config.host, config.http_port, config.client_stall_s)
+        self._me = cluster_pb2.Peer(
+            name=config.name, incarnation=draw_incarnation(), process=ProcessIdentity.of_this_process().to_proto()
+        )
+        accounting = Accounting(metrics)
+        self.members = Membership(self._me, config.model, metrics)
+        self._dispatcher = Dispatcher(config, model, tokenizer, self.members, accounting)
+        admission = Admission(model, tokenizer)
+        self._front = OpenAiFront(config, tokenizer, admission, self._dispatcher, accounting)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._grpc = grpc.aio.server(options=_grpc_options(config))
+        serval = ServalService(model, admission, self._dispatcher, accounting)
+        serval_pb2_grpc.add_ServalServicer_to_server(serval, self._grpc)
+        link = RouterLinkService(self.members, self._dispatcher, config.worker_silence_s)
+        cluster_pb2_grpc.add_RouterLinkServicer_to_server(link, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        self._janitor: asyncio.Task[None] | None = None
+
+    async def start(self) -> BoundPorts:
+        config = self._config
+        grpc_port = _bind_grpc(self._grpc, config)
+        self._me.address = f"{config.host}:{grpc_port}"
+        await self._grpc.start()
+        status = Status(self.members, self._dispatcher, config.name, f"{config.host}:{self._http.port}")
+        await self._http.start(build_app(self._front, status, self._model, self._metrics, int(time.time())))
+        for service in ("", *_SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._janitor = asyncio.create_task(self._watch(), name="router-janitor")
+        logger.info("http://%s:%d, gRPC %s, model %s", config.host, self._http.port, self._me.address, config.model)
+        return BoundPorts(http=self._http.port, grpc=grpc_port)
+
+    async def drain(self) -> None:
+        self._dispatcher.is_draining = True
+        await self._health.enter_graceful_shutdown()
+        await self._dispatcher.wait_idle()
+
+    async def stop(self, deadline_s: float) -> None:
+        try:
+            await asyncio.wait_for(self.drain(), deadline_s)
+        except TimeoutError:
+            logger.warning("%d requests did not end within %g s", self._dispatcher.open_requests, deadline_s)
+        self._dispatcher.end_all("the router stopped; a retry elsewhere can help")
+        await self._http.stop(deadline_s=2)
+        self.members.close("the router stops")
+        await self._grpc.stop(grace=1)
+        if self._janitor is not None:
+            self._janitor.cancel()
+
+    async def _watch(self) -> None:
+        """Gives up workers that are silent or stand still, and measures how late the loop runs; on its own clock."""
+        loop = asyncio.get_running_loop()
+        lag = self._metrics.loop_lag.of()
+        due = loop.time()
+        while True:
+            due += _TICK_S
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            late_s = loop.time() - due
+            lag.observe(max(0.0, late_s))
+            if late_s > _TICK_S:
+                # The loop was held up, so workers could not be heard: read first what they have sent.
+                due = loop.time()
+                continue
+            for worker, reason in self.members.overdue(loop.time(), self._config.worker_silence_s, self._config.worker_stall_s):
+                self.members.leave(worker, reason)
+
+
+def _bind_grpc(server: grpc.aio.Server, config: RouterConfig) -> int:
+    try:
+        port = server.add_insecure_port(f"{config.host}:{config.grpc_port}")
+    except RuntimeError as error:
+        raise ConfigError(f"grpc_port: cannot listen on {config.host}:{config.grpc_port}") from error
+    if port == 0:
+        raise ConfigError(f"grpc_port: cannot listen on {config.host}:{config.grpc_port}")
+    return port
+
+
+def _grpc_options(config: RouterConfig) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # two routers on one port would share its connections in silence
+        ("grpc.max_receive_message_length", config.max_body_bytes),
+        ("grpc.keepalive_time_ms", 5_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Workers ping as well; the default would answer GOAWAY to more than one ping in five minutes.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    ]

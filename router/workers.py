@@ -1,0 +1,148 @@
+"""The cluster as this router sees it: the set of live worker streams."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from protocol import cluster_pb2
+from protocol.errors import ServalError
+from router.request import Request
+from telemetry.metrics import Metrics
+
+DECODE = cluster_pb2.ROLE_DECODE
+PREFILL = cluster_pb2.ROLE_PREFILL
+POOL_NAMES = {DECODE: "decode", PREFILL: "prefill"}
+
+
+class RefusedWorker(ServalError):
+    """This worker cannot join this cluster; the message says why."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """One live stream. `in_flight` counts this router's requests here: open ones (decode), prompts on their way (prefill)."""
+
+    hello: cluster_pb2.Hello
+    joined_at: float
+    heard_at: float
+    progressed_at: float
+    load: cluster_pb2.LoadReport = field(default_factory=cluster_pb2.LoadReport)
+    is_draining: bool = False
+    open_requests: dict[int, Request] = field(default_factory=dict)
+    in_flight: int = 0
+    in_flight_tokens: int = 0
+    in_flight_at_report: int = 0
+    last_pick: int = 0
+    outbox: asyncio.Queue[cluster_pb2.FromRouter] = field(default_factory=asyncio.Queue)
+    end_reason: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def name(self) -> str:
+        return self.hello.peer.name
+
+    @property
+    def incarnation(self) -> int:
+        return self.hello.peer.incarnation
+
+    @property
+    def pool(self) -> str:
+        return POOL_NAMES[self.hello.role]
+
+    @property
+    def load_elsewhere(self) -> int:
+        """Requests that other routers have there, as of the last report."""
+        return max(0, self.load.running + self.load.waiting - self.in_flight_at_report)
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.name}/{self.incarnation:x} in_flight={self.in_flight} draining={self.is_draining}>"
+
+    def take_report(self, load: cluster_pb2.LoadReport, now: float) -> None:
+        if load.steps != self.load.steps or load.running == 0:
+            self.progressed_at = now
+        self.load = load
+        self.in_flight_at_report = self.in_flight
+
+    def end_stream(self, reason: str) -> None:
+        """Asks the stream's handler to close it; idempotent."""
+        if not self.end_reason.done():
+            self.end_reason.set_result(reason)
+
+
+class Membership:
+    """Live workers by role and name. `on_joined` is called after each join, `on_lost` with a worker whose stream ended."""
+
+    def __init__(self, me: cluster_pb2.Peer, model: str, metrics: Metrics) -> None:
+        self._me = me
+        self._model = model
+        self._metrics = metrics
+        self._workers: dict[tuple[int, str], Worker] = {}
+        self.on_joined: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[Worker, str], None] = lambda worker, reason: None
+        for pool in POOL_NAMES.values():
+            metrics.workers.of(pool=pool).set(0)
+
+    @property
+    def all(self) -> list[Worker]:
+        """Every live worker, in the order of joining."""
+        return list(self._workers.values())
+
+    def pool(self, role: cluster_pb2.Role.ValueType) -> list[Worker]:
+        return [worker for worker in self._workers.values() if worker.hello.role == role]
+
+    def join(self, hello: cluster_pb2.Hello, now: float) -> Worker:
+        """Adds the worker, replacing at once an older stream of the same name. Raises RefusedWorker."""
+        key = (hello.role, hello.peer.name)
+        self._check(hello, [worker for other, worker in self._workers.items() if other != key])
+        if (old := self._workers.get(key)) is not None:
+            same = old.incarnation == hello.peer.incarnation
+            self.leave(old, "it opened a new stream" if same else "a restarted worker took its place")
+        worker = Worker(hello, joined_at=now, heard_at=now, progressed_at=now)
+        worker.outbox.put_nowait(cluster_pb2.FromRouter(welcome=cluster_pb2.Welcome(router=self._me)))
+        self._workers[key] = worker
+        self._count(worker.pool, hello.role)
+        self.on_joined()
+        return worker
+
+    def leave(self, worker: Worker, reason: str) -> None:
+        """Removes the worker and gives up its requests; idempotent."""
+        key = (worker.hello.role, worker.name)
+        if self._workers.get(key) is not worker:
+            return
+        del self._workers[key]
+        self._count(worker.pool, worker.hello.role)
+        if not worker.is_draining:
+            self._metrics.worker_losses.of(pool=worker.pool).inc()
+        worker.end_stream(reason)
+        self.on_lost(worker, reason)
+
+    def close(self, reason: str) -> None:
+        """Ends every stream: the router stops. That is no worker's loss."""
+        for worker in self.all:
+            worker.is_draining = True
+            self.leave(worker, reason)
+
+    def overdue(self, now: float, silence_s: float, stall_s: float) -> list[tuple[Worker, str]]:
+        """Workers to give up, and why: silent ones, and decode workers whose engine stands still under load."""
+        late: list[tuple[Worker, str]] = []
+        for worker in self._workers.values():
+            if now - worker.heard_at > silence_s:
+                late.append((worker, f"it was silent for {silence_s:g} s"))
+            elif worker.hello.role == DECODE and now - worker.progressed_at > stall_s:
+                late.append((worker, f"its engine made no step for {stall_s:g} s"))
+        return late
+
+    def _check(self, hello: cluster_pb2.Hello, others: list[Worker]) -> None:
+        if hello.role not in POOL_NAMES:
+            raise RefusedWorker(f"role {hello.role} has no pool here")
+        if not hello.peer.name or not hello.peer.incarnation:
+            raise RefusedWorker("a worker must say its name and incarnation")
+        if hello.model != self._model:
+            raise RefusedWorker(f"this cluster serves {self._model!r}, not {hello.model!r}")
+        for other in others:
+            if other.hello.layout_fingerprint != hello.layout_fingerprint:
+                raise RefusedWorker(
+                    f"KV layout {hello.layout_fingerprint!r} differs from {other.name}'s {other.hello.layout_fingerprint!r}"
+                )
+
+    def _count(self, pool: str, role: cluster_pb2.Role.ValueType) -> None:
+        self._metrics.workers.of(pool=pool).set(len(self.pool(role)))
