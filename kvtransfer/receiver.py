@@ -1,0 +1,286 @@
+"""The decode side: leases landing slots, copies what has landed into the pool, verifies the copy.
+
+One thread owns the transport. The asyncio side calls `reserve`, `cancel`, `release` and `peer_gone`; they return at once (they
+wait at most for one piece of a copy, about 0.1 ms). `Lease.done` tells the rest.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from kvtransfer.blocks import BlockList
+from kvtransfer.config import TransferConfig
+from kvtransfer.device import own_stream
+from kvtransfer.landing import LandingZone, SlotEvent, SlotState
+from kvtransfer.layout import KVLayout
+from kvtransfer.lease import Lease
+from kvtransfer.notification import MalformedNotification, WriteNotification
+from kvtransfer.pool_copy import PoolCopy
+from kvtransfer.transport import Transport, agent_name
+from protocol.errors import InvalidRequest, LeaseExpired, Overloaded, PeerGone, ServalError, TransferFailed
+from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
+from telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_kept_mapped: list[torch.Tensor] = []
+"""Landing zones of closed receivers that a live peer may still write to: unmapping one kills the process."""
+
+
+class Receiver:
+    """One per decode process. Every slot has one owner (its lease), one deadline and one way back: `LandingZone.apply`.
+
+    The janitor runs on the receiver's own clock: a lease that nobody ends is expired and its slot quarantined. Such a slot
+    comes back by `release(lease, quiesced=True)` or by `peer_gone`, never by time alone.
+    """
+
+    def __init__(
+        self,
+        config: TransferConfig,
+        layout: KVLayout,
+        pool: torch.Tensor,
+        incarnation: Incarnation,
+        metrics: Metrics,
+    ) -> None:
+        self._config = config
+        self._layout = layout
+        self._incarnation = incarnation
+        self._metrics = metrics
+        self._copy = PoolCopy(layout, pool)
+        self._pool_blocks = pool.shape[1]
+        self._device = pool.device
+        self._zone = LandingZone(layout, config.landing_bytes, pool.device)
+        self._transport = Transport(incarnation, config)
+        self._transport.register(self._zone.words)
+        self._metadata = self._transport.metadata()
+        self._lock = threading.Lock()
+        self._leases: dict[LeaseId, Lease] = {}
+        self._pumping: dict[Lease, float] = {}
+        self._next_lease = 1
+        self._unread: deque[tuple[str, bytes]] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="kv-receiver", daemon=True)
+        self._thread.start()
+
+    # ---- for IntroduceRequest
+
+    @property
+    def metadata(self) -> bytes:
+        return self._metadata
+
+    @property
+    def fingerprint(self) -> str:
+        return self._layout.fingerprint
+
+    @property
+    def landing_address(self) -> int:
+        return self._zone.words.data_ptr()
+
+    @property
+    def landing_blocks(self) -> int:
+        """With the barrier's, which are the last."""
+        return self._zone.blocks
+
+    @property
+    def max_blocks(self) -> int:
+        """The most pool blocks that one lease can cover: a longer prompt cannot be received by this zone."""
+        return self._zone.usable_blocks // self._layout.layers
+
+    # ---- leases
+
+    def reserve(self, request_id: RequestId, attempt: int, peer: Incarnation, pool_blocks: Sequence[BlockId]) -> Lease:
+        """A landing slot for all layers of `pool_blocks` (their order is the request's), to be written by `peer`.
+
+        Raises Overloaded when no slot is free now, InvalidRequest when none ever could be.
+        """
+        if not 1 <= len(pool_blocks) <= self.max_blocks:
+            raise InvalidRequest(f"{len(pool_blocks)} KV blocks; kvtransfer.landing_bytes allows 1 to {self.max_blocks}")
+        blocks = BlockList(pool_blocks, self._pool_blocks, self._device)
+        with self._lock:
+            slot = self._zone.reserve(len(pool_blocks) * self._layout.layers)
+            if slot is None:
+                raise Overloaded("no landing slot is free")
+            lease_id = LeaseId(self._next_lease)
+            self._next_lease += 1
+            layers = self._layout.layers
+            lease = Lease(lease_id, request_id, attempt, peer, slot, layers, blocks, self._config.lease_s)
+            self._leases[lease_id] = lease
+            self._publish_states()
+        self._wake.set()
+        return lease
+
+    def cancel(self, lease: Lease) -> None:
+        """The request ended early: after this returns nothing is copied into its pool blocks. The slot waits for `release`."""
+        lease.fail(TransferFailed("cancelled"))
+        with self._lock:
+            if lease.slot.state is SlotState.LEASED:
+                self._apply(lease, SlotEvent.CANCEL)
+
+    def release(self, lease: Lease, quiesced: bool) -> None:
+        """Ends a lease. quiesced: the peer said that no write of it can happen any more, so the slot is free; otherwise it is
+        quarantined until a later release says quiesced, or `peer_gone`. A lease that is gone already is left alone.
+        """
+        lease.fail(TransferFailed("the lease was released before everything had landed"))
+        with self._lock:
+            if lease.lease_id not in self._leases or lease.slot.state is SlotState.PUMPING:
+                return
+            if quiesced:
+                self._apply(lease, SlotEvent.QUIESCED)
+            elif lease.slot.state is not SlotState.QUARANTINED:
+                self._apply(lease, SlotEvent.UNCONFIRMED, reason="unconfirmed")
+
+    def peer_gone(self, peer: Incarnation) -> None:
+        """The caller has proof that the peer's process no longer exists: its slots are pumped for `pump_s`, then free."""
+        with self._lock:
+            gone = [
+                lease for lease in self._leases.values() if lease.peer == peer and lease.slot.state is not SlotState.PUMPING
+            ]
+        for lease in gone:
+            lease.fail(PeerGone(f"prefill worker {peer:016x} is gone"))
+        with self._lock:
+            until_s = time.monotonic() + self._config.pump_s
+            for lease in gone:
+                if lease.lease_id in self._leases and lease not in self._pumping:
+                    self._apply(lease, SlotEvent.PEER_GONE)
+                    self._pumping[lease] = until_s
+        self._wake.set()
+
+    def blocks_by_state(self) -> dict[SlotState, int]:
+        """Landing blocks by the state of their slot."""
+        with self._lock:
+            return self._zone.blocks_by_state()
+
+    def check_integrity(self) -> None:
+        """Asserts that every landing block has exactly one owner."""
+        with self._lock:
+            self._zone.check_integrity()
+
+    def close(self, deadline_s: float = 5.0) -> bool:
+        """Fails open leases and destroys the agent. False when the thread did not end in time (it is left behind)."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(deadline_s)
+        with self._lock:
+            if not self._zone.is_all_free:
+                _kept_mapped.append(self._zone.words)
+        return not self._thread.is_alive()
+
+    # ---- the receiver thread
+
+    def _run(self) -> None:
+        with own_stream(self._device):
+            while not self._stopping:
+                self._step()
+                busy = bool(self._leases)
+                self._wake.wait(self._config.active_poll_s if busy else self._config.idle_poll_s)
+                self._wake.clear()
+        for lease in list(self._leases.values()):
+            lease.fail(TransferFailed("the receiver is closing"))
+        self._transport.close()
+
+    def _step(self) -> None:
+        try:
+            self._read_notifications()
+            while self._unread:
+                self._receive(*self._unread.popleft())
+            self._expire_and_free()
+        except ServalError as error:
+            # One peer's failure; the others' transfers go on.
+            log.warning("KV receiver: %s", error)
+            self._metrics.kv_transfer_failures.of(reason="receiver").inc()
+
+    def _read_notifications(self) -> None:
+        self._unread.extend(self._transport.notifications())
+
+    def _receive(self, sender_name: str, data: bytes) -> None:
+        try:
+            notification = WriteNotification.decode(data)
+        except MalformedNotification as error:
+            log.warning("dropped a notification of %s: %s", sender_name, error)
+            self._drop("malformed")
+            return
+        lease = self._leases.get(notification.lease_id)
+        reason = self._reason_to_drop(sender_name, notification, lease)
+        if reason is not None:
+            self._drop(reason)
+            return
+        assert lease is not None
+        self._land(lease, notification)
+
+    def _reason_to_drop(self, sender_name: str, notification: WriteNotification, lease: Lease | None) -> str | None:
+        if notification.receiver != self._incarnation:
+            return "foreign"
+        if sender_name != agent_name(notification.sender):
+            return "wrong_peer"
+        if lease is None:
+            return "unknown_lease"
+        return lease.reason_to_drop(notification)
+
+    def _drop(self, reason: str) -> None:
+        self._metrics.kv_notifications_dropped.of(reason=reason).inc()
+
+    def _land(self, lease: Lease, notification: WriteNotification) -> None:
+        """Copies a landed write into the pool, verifies the copy, and ends the lease when it was the last."""
+        lease.mark_arrived(notification, notification.layers * notification.blocks * self._layout.block_bytes)
+        self._corrupt_sometimes(lease, notification)
+        started_s = time.monotonic()
+        digests = self._copy.land(self._zone.words, lease, notification, self._config.digest, self._read_notifications)
+        self._metrics.kv_digest_time.of().inc(time.monotonic() - started_s)
+        if digests is None or not lease.is_open:
+            return
+        wrong = [
+            notification.first_layer + index
+            for index, (found, sent) in enumerate(zip(digests, notification.digests, strict=False))
+            if found != sent
+        ]
+        if self._config.digest and (wrong or not notification.digests):
+            self._metrics.kv_digest_mismatches.of().inc(len(wrong))
+            self._metrics.kv_transfer_failures.of(reason="digest").inc()
+            lease.fail(TransferFailed(f"digest of layers {wrong} differs" if wrong else "the sender computes no digests"))
+        elif lease.has_all:
+            self._metrics.kv_transfer_bytes.of().inc(lease.bytes)
+            self._metrics.kv_transfer_time.of().observe(time.monotonic() - lease.first_landed_s)
+            lease.complete()
+
+    def _corrupt_sometimes(self, lease: Lease, notification: WriteNotification) -> None:
+        one_in = self._config.corrupt_one_in
+        if one_in and random.randrange(one_in) == 0:
+            block = lease.landing_block(notification.first_layer, notification.first_block)
+            self._zone.words[block].view(torch.uint8)[random.randrange(self._layout.block_bytes)] ^= 1 << random.randrange(8)
+
+    def _expire_and_free(self) -> None:
+        """The janitor."""
+        now_s = time.monotonic()
+        ending = (SlotState.LEASED, SlotState.QUIESCING)
+        with self._lock:
+            expired = [lease for lease in self._leases.values() if now_s > lease.deadline_s and lease.slot.state in ending]
+            for lease in expired:
+                self._apply(lease, SlotEvent.EXPIRE, reason="expired")
+            for lease in [lease for lease, until_s in self._pumping.items() if now_s > until_s]:
+                del self._pumping[lease]
+                self._apply(lease, SlotEvent.PUMPED)
+        for lease in expired:
+            if lease.is_open:
+                self._metrics.kv_transfer_failures.of(reason="expired").inc()
+            lease.fail(LeaseExpired(f"not everything had landed after {lease.duration_s} s"))
+
+    def _apply(self, lease: Lease, event: SlotEvent, reason: str | None = None) -> None:
+        """With the lock held."""
+        if self._zone.apply(lease.slot, event) is SlotState.FREE:
+            del self._leases[lease.lease_id]
+        if reason is not None:
+            self._metrics.kv_slots_quarantined.of(reason=reason).inc()
+        self._publish_states()
+
+    def _publish_states(self) -> None:
+        for state, blocks in self._zone.blocks_by_state().items():
+            self._metrics.kv_landing_blocks.of(state=state).set(blocks)
+
+    def __repr__(self) -> str:
+        return f"Receiver({self._incarnation:016x} {len(self._leases)} leases {self._zone.blocks_by_state()})"

@@ -1,0 +1,353 @@
+"""The prefill side: writes a prompt's KV into a decode worker's landing slot, layer by layer while prefill computes.
+
+One thread owns the transport. Other threads hand it work and get futures; nothing here waits on them.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import torch
+
+from kvtransfer.blocks import BlockList
+from kvtransfer.config import TransferConfig
+from kvtransfer.device import own_stream
+from kvtransfer.layout import KVLayout
+from kvtransfer.notification import WriteNotification
+from kvtransfer.peer import Peer
+from kvtransfer.pool_digest import PoolDigest
+from kvtransfer.quiesce import Barriers
+from kvtransfer.transfer import PostedWrite, Region, Transfer, lease_end
+from kvtransfer.transport import Transport
+from protocol import cluster_pb2
+from protocol.errors import InvalidRequest, LeaseExpired, PeerGone, ServalError, TransferFailed
+from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
+from telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+LeaseKey = tuple[Incarnation, LeaseId]
+
+REMEMBERED_ABORTS = 65536
+"""Aborts may overtake the request that they abort; so many are remembered."""
+
+
+class Sender:
+    """One per prefill process. An error of one peer ends that peer's transfers and nothing else."""
+
+    def __init__(
+        self,
+        config: TransferConfig,
+        layout: KVLayout,
+        pool: torch.Tensor,
+        incarnation: Incarnation,
+        metrics: Metrics,
+    ) -> None:
+        self._config = config
+        self._layout = layout
+        self._pool = pool
+        self._incarnation = incarnation
+        self._metrics = metrics
+        self._digest = PoolDigest(layout, pool, config.digest)
+        self._transport = Transport(incarnation, config)
+        self._transport.register(pool)
+        self._barriers = Barriers(self._transport, pool.data_ptr(), config.barrier_timeout_s)
+        self._lock = threading.Lock()
+        self._peers: dict[Incarnation, Peer] = {}
+        self._transfers: dict[LeaseKey, Transfer] = {}
+        self._aborted: OrderedDict[LeaseKey, None] = OrderedDict()
+        self._unconfirmed: set[LeaseKey] = set()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="kv-sender", daemon=True)
+        self._thread.start()
+
+    # ---- any thread
+
+    def introduce(
+        self,
+        name: str,
+        incarnation: Incarnation,
+        metadata: bytes,
+        landing_address: int,
+        landing_blocks: int,
+        fingerprint: str,
+    ) -> "Future[None]":
+        """Makes a decode worker's landing zone known. Idempotent per incarnation; an older one of the same name is removed.
+
+        The future raises InvalidRequest when the layouts differ, TransferFailed when the metadata or the zone is not as said.
+        """
+        peer = Peer(name, incarnation, landing_address, landing_blocks, self._layout.block_bytes)
+        if fingerprint != self._layout.fingerprint:
+            failed: Future[None] = Future()
+            failed.set_exception(
+                InvalidRequest(f"KV layouts differ: {name} has {fingerprint}, this worker {self._layout.fingerprint}")
+            )
+            return failed
+        return self._submit(lambda: self._add_peer(peer, metadata))
+
+    def forget(self, incarnation: Incarnation) -> "Future[None]":
+        """The decode worker is gone: ends its transfers and drops what the transport holds for it."""
+        return self._submit(lambda: self._remove_peer(incarnation, "it was reported gone"))
+
+    def open(
+        self,
+        request_id: RequestId,
+        attempt: int,
+        decode_incarnation: Incarnation,
+        lease: cluster_pb2.WriteLease,
+        pool_blocks: Sequence[BlockId],
+    ) -> Transfer:
+        """Starts a transfer of `pool_blocks` (in the request's order), all layers, under `lease`, received now.
+
+        Raises PeerGone for a peer that was not introduced, LeaseExpired for a lease that was aborted or is in use,
+        InvalidRequest for one that does not fit.
+        """
+        key = (decode_incarnation, LeaseId(lease.lease_id))
+        blocks = BlockList(pool_blocks, self._pool.shape[1], self._pool.device)
+        with self._lock:
+            peer = self._peers.get(decode_incarnation)
+            if peer is None:
+                raise PeerGone(f"decode worker {decode_incarnation:016x} has not been introduced")
+            peer.check_lease(lease, len(blocks), self._layout.layers)
+            if key in self._aborted or key in self._transfers or key in self._unconfirmed:
+                raise LeaseExpired(f"lease {lease.lease_id} was aborted or is in use")
+            transfer = Transfer(
+                request_id=request_id,
+                attempt=attempt,
+                peer=decode_incarnation,
+                lease_id=key[1],
+                first_landing_block=lease.first_landing_block,
+                blocks=blocks,
+                layers=self._layout.layers,
+                block_bytes=self._layout.block_bytes,
+                deadline_s=lease_end(lease, self._config.lease_margin_s),
+                config=self._config,
+                on_progress=self._wake.set,
+                records_events=self._pool.is_cuda,
+            )
+            self._transfers[key] = transfer
+        self._wake.set()
+        return transfer
+
+    def abort(self, decode_incarnation: Incarnation, lease_id: LeaseId) -> "Future[bool]":
+        """Ends a lease early. True once no write of it can happen any more; False: that could not be confirmed in time.
+
+        A lease that is not known (never opened, or ended well) is quiesced, and can not be opened afterwards.
+        """
+        key = (decode_incarnation, lease_id)
+        answer: Future[bool] = Future()
+        answer.set_running_or_notify_cancel()
+        with self._lock:
+            self._aborted[key] = None
+            if len(self._aborted) > REMEMBERED_ABORTS:
+                self._aborted.popitem(last=False)
+        self._inbox.append(lambda: self._abort(key, answer))
+        self._wake.set()
+        return answer
+
+    def close(self, deadline_s: float = 10.0) -> bool:
+        """Ends every transfer, quiesces, destroys the agent. False when that took too long (the thread is left behind)."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(deadline_s)
+        return not self._thread.is_alive()
+
+    def _submit(self, act: Callable[[], None]) -> "Future[None]":
+        future: Future[None] = Future()
+        future.set_running_or_notify_cancel()
+
+        def run() -> None:
+            try:
+                act()
+            except ServalError as error:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+
+        self._inbox.append(run)
+        self._wake.set()
+        return future
+
+    # ---- the sender thread
+
+    def _run(self) -> None:
+        with own_stream(self._pool.device):
+            while not self._stopping:
+                self._step()
+                self._wait()
+            self._end_all()
+        self._transport.close()
+
+    def _wait(self) -> None:
+        busy = self._barriers.any_pending or any(transfer.in_flight for transfer in list(self._transfers.values()))
+        self._wake.wait(self._config.active_poll_s if busy else self._config.idle_poll_s)
+        self._wake.clear()
+
+    def _step(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+        for transfer in list(self._transfers.values()):
+            try:
+                self._advance(transfer)
+            except ServalError as error:
+                self._fail(transfer, error)
+        self._barriers.poll()
+        try:
+            for sender_name, _ in self._transport.notifications():
+                log.warning("dropped a notification of %s: a sender expects none", sender_name)
+                self._metrics.kv_notifications_dropped.of(reason="unexpected").inc()
+        except ServalError as error:
+            log.warning("KV sender: %s", error)
+
+    def _advance(self, transfer: Transfer) -> None:
+        """Polls what is in flight, posts what is ready, ends what is complete. Raises what ends the transfer."""
+        now_s = time.monotonic()
+        for posted in list(transfer.in_flight):
+            if posted.write.poll():
+                transfer.in_flight.remove(posted)
+                posted.write.release()
+                transfer.statistics.last_done_s = time.monotonic()
+            elif now_s > posted.posted_s + self._config.write_timeout_s:
+                raise TransferFailed(f"the decode worker took no write for {self._config.write_timeout_s} s")
+        while len(transfer.in_flight) < self._config.writes_in_flight:
+            region = transfer.next_region()
+            if region is None:
+                break
+            self._post(transfer, region)
+        if transfer.is_all_posted and not transfer.in_flight:
+            self._end(transfer, None, quiesced=True)
+        elif time.monotonic() > transfer.deadline_s:
+            raise LeaseExpired("the write lease ended before everything was written")
+
+    def _post(self, transfer: Transfer, region: Region) -> None:
+        peer = self._peers[transfer.peer]
+        digests = self._digest.of_region(transfer, region)
+        self._metrics.kv_digest_time.of().inc(self._digest.last_seconds)
+        statistics = transfer.statistics
+        notification = WriteNotification(
+            sender=self._incarnation,
+            receiver=transfer.peer,
+            lease_id=transfer.lease_id,
+            request_key=transfer.request_key,
+            attempt=transfer.attempt,
+            sequence=statistics.writes,
+            first_layer=region.first_layer,
+            layers=region.layers,
+            first_block=region.first_block,
+            blocks=region.blocks,
+            digests=tuple(digests),
+        )
+        local, remote = peer.descriptors(transfer, region, self._pool.data_ptr(), self._pool.shape[1])
+        posted_s = time.monotonic()
+        if posted_s > transfer.deadline_s:
+            raise LeaseExpired("the write lease ended before everything was written")
+        write = self._transport.write(transfer.peer, local, remote, notification.encode())
+        self._metrics.kv_transfer_post_time.of().observe(time.monotonic() - posted_s)
+        transfer.in_flight.append(PostedWrite(write, posted_s))
+        transfer.mark_posted(region)
+        statistics.first_post_s = statistics.first_post_s or posted_s
+        statistics.writes += 1
+        statistics.descriptors += local.shape[0]
+        statistics.bytes += region.layers * region.blocks * self._layout.block_bytes
+
+    def _fail(self, transfer: Transfer, error: ServalError) -> None:
+        """Ends a transfer that did not get through. What was in flight is fenced by a barrier first."""
+        log.warning("KV transfer of %s failed: %s", transfer.request_id, error)
+        self._metrics.kv_transfer_failures.of(reason=type(error).__name__).inc()
+        was_in_flight = bool(transfer.in_flight)
+        while transfer.in_flight:
+            transfer.in_flight.pop().write.release()
+        key = (transfer.peer, transfer.lease_id)
+        del self._transfers[key]
+        self._unconfirmed.add(key)
+        peer = self._peers.get(transfer.peer)
+        if isinstance(error, PeerGone) and peer is not None:
+            self._remove_peer(transfer.peer, str(error))
+            peer = None
+        if not was_in_flight:
+            self._end(transfer, error, quiesced=True)
+        elif peer is None:
+            self._end(transfer, error, quiesced=False)
+        else:
+            self._barriers.post(peer, lambda quiesced: self._end(transfer, error, quiesced))
+
+    def _end(self, transfer: Transfer, error: ServalError | None, quiesced: bool) -> None:
+        key = (transfer.peer, transfer.lease_id)
+        self._transfers.pop(key, None)
+        if quiesced:
+            self._unconfirmed.discard(key)
+        result = transfer.result(error, quiesced)
+        self._metrics.kv_transfer_bytes.of().inc(result.bytes)
+        self._metrics.kv_transfer_writes.of().inc(result.writes)
+        self._metrics.kv_transfer_descriptors.of().inc(result.descriptors)
+        if error is None:
+            self._metrics.kv_transfer_time.of().observe(result.seconds)
+            self._metrics.kv_transfer_exposed.of().observe(result.exposed_s)
+        transfer.done.set_result(result)
+        for waiter in transfer.quiesce_waiters:
+            waiter.set_result(quiesced)
+
+    def _abort(self, key: LeaseKey, answer: "Future[bool]") -> None:
+        transfer = self._transfers.get(key)
+        peer = self._peers.get(key[0])
+        if transfer is not None:
+            transfer.quiesce_waiters.append(answer)
+            self._fail(transfer, TransferFailed("aborted by the decode worker"))
+        elif key not in self._unconfirmed:
+            answer.set_result(True)
+        elif peer is None:
+            answer.set_result(False)
+        else:
+            self._barriers.post(peer, lambda quiesced: self._confirm(key, answer, quiesced))
+
+    def _confirm(self, key: LeaseKey, answer: "Future[bool]", quiesced: bool) -> None:
+        if quiesced:
+            self._unconfirmed.discard(key)
+        answer.set_result(quiesced)
+
+    def _add_peer(self, peer: Peer, metadata: bytes) -> None:
+        if peer.incarnation in self._peers:
+            return
+        for other in [other for other in self._peers.values() if other.name == peer.name]:
+            self._remove_peer(other.incarnation, f"{peer.name} was restarted")
+        self._transport.add_peer(metadata, peer.incarnation)
+        try:
+            self._transport.check_range(peer.incarnation, peer.landing_address, peer.zone_bytes)
+        except TransferFailed:
+            self._transport.remove_peer(peer.incarnation)
+            raise
+        with self._lock:
+            self._peers[peer.incarnation] = peer
+
+    def _remove_peer(self, incarnation: Incarnation, why: str) -> None:
+        with self._lock:
+            peer = self._peers.pop(incarnation, None)
+        if peer is None:
+            return
+        for transfer in [transfer for transfer in self._transfers.values() if transfer.peer == incarnation]:
+            self._fail(transfer, PeerGone(f"decode worker {peer.name}: {why}"))
+        self._barriers.drop(incarnation)
+        try:
+            self._transport.remove_peer(incarnation)
+        except TransferFailed as error:
+            log.warning("KV sender: %s", error)
+
+    def _end_all(self) -> None:
+        """Ends every transfer and waits, within their deadlines, for the barriers that this needs."""
+        while self._inbox:
+            self._inbox.popleft()()
+        for transfer in list(self._transfers.values()):
+            self._fail(transfer, TransferFailed("the prefill worker is closing"))
+        while self._barriers.any_pending:
+            self._barriers.poll()
+            time.sleep(self._config.active_poll_s)
+        for incarnation in list(self._peers):
+            self._remove_peer(incarnation, "this worker is closing")
+
+    def __repr__(self) -> str:
+        return f"Sender({self._incarnation:016x} {len(self._peers)} peers {len(self._transfers)} transfers)"
