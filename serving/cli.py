@@ -1,0 +1,122 @@
+"""`serval`: the command line. Every error of the user's is one line on stderr; 2 is a wrong setting, 1 anything else."""
+
+import functools
+import importlib.metadata
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from protocol.errors import ConfigError, ServalError
+from serving.config import ServalConfig, load, parse_settings
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Serval serves large language models with prefill and decode apart.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def cluster_config(
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings; flags win over it.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder. Default: the embedded SmolLM2-135M-Instruct.")
+    ] = None,
+    prefill: Annotated[int | None, typer.Option(help="Prefill workers.")] = None,
+    decode: Annotated[int | None, typer.Option(help="Decode workers.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="OpenAI HTTP port; 0 is any free one.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 is any free one.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Worker k's /metrics is on this + 1 + k; 0 is any free one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    kv_memory: Annotated[str | None, typer.Option(help="KV cache of one worker, such as 1GiB.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens in one KV block.")] = None,
+    chunk_size: Annotated[int | None, typer.Option(help="Prompt tokens computed in one step at most.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of one worker.")] = None,
+    policy: Annotated[str | None, typer.Option(help="How workers are chosen: least_loaded or round_robin.")] = None,
+    ray: Annotated[bool | None, typer.Option("--ray/--no-ray", help="Run the workers as Ray Serve deployments.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, such as decode.max_waiting=64.")
+    ] = None,
+) -> ServalConfig:
+    """Lays the flags over the file. Raises ConfigError."""
+    flags = {
+        "model": model,
+        "cluster.prefill": prefill,
+        "cluster.decode": decode,
+        "cluster.metrics_port": metrics_port,
+        "engine.threads": threads,
+        "cluster.ray": ray,
+        "router.http_port": http_port,
+        "router.grpc_port": grpc_port,
+        "router.policy": policy,
+        "engine.dtype": dtype,
+        "engine.kv_memory_bytes": kv_memory,
+        "engine.block_size": block_size,
+        "engine.max_batch_tokens": chunk_size,
+    }
+    return load(config, flags | parse_settings(setting or []))
+
+
+def with_cluster_flags(command: Callable[[ServalConfig], None]) -> Callable[..., None]:
+    """Gives `command` the flags of `cluster_config` and calls it with the result."""
+
+    @functools.wraps(cluster_config)
+    def run(**flags: Any) -> None:
+        command(cluster_config(**flags))
+
+    run.__doc__ = command.__doc__
+    return run
+
+
+@app.command(name="up")
+@with_cluster_flags
+def up(config: ServalConfig) -> None:
+    """Start a cluster on this machine and keep it running until Ctrl-C."""
+    from serving.up import up as run
+
+    raise typer.Exit(run(config))
+
+
+@app.command(name="config")
+@with_cluster_flags
+def show_config(config: ServalConfig) -> None:
+    """Print the settings in effect as YAML, defaults included."""
+    sys.stdout.write(config.to_yaml())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(f"serval {importlib.metadata.version('serval')}")
+
+
+def main() -> int:
+    """The console script."""
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        # Without a command the help is printed already, and the message is empty.
+        message = error.format_message()
+        return _fail(message, EXIT_USAGE) if message else EXIT_USAGE
+    except ConfigError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except ServalError as error:
+        return _fail(str(error), EXIT_FAILED)
+    except (typer.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"serval: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

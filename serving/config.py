@@ -1,0 +1,209 @@
+"""The whole configuration of a cluster: each package's settings, composed; one YAML file and flags, and a flag wins."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
+
+from decode.config import DecodeConfig
+from engine.config import EngineConfig
+from kvtransfer.config import TransferConfig
+from prefill.config import PrefillConfig
+from protocol.errors import ConfigError
+from router.config import RouterConfig
+from serving.model_folder import embedded_folder
+from worker.config import LinkConfig
+
+BYTES = TypeAdapter(ByteSize)
+
+
+class ClusterConfig(BaseModel):
+    """Which processes there are, where they listen, and how patient the launcher is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prefill: int = Field(1, ge=1, le=64, description="Prefill workers.")
+    decode: int = Field(1, ge=1, le=64, description="Decode workers.")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address that every process listens on. Loopback: nothing here authenticates."
+    )
+    metrics_port: int = Field(
+        9100,
+        ge=0,
+        le=65535 - 128,
+        description="Worker k serves /metrics on this port + 1 + k, prefill workers first. 0: any free ports. "
+        "The router's metrics are on its HTTP port.",
+    )
+    ray: bool = Field(
+        False, description="Run the workers as Ray Serve deployments, which Ray restarts, instead of plain processes."
+    )
+    start_timeout_s: float = Field(
+        600, gt=0, description="Seconds until every worker must have joined the router. Large models load for minutes."
+    )
+    drain_timeout_s: float = Field(
+        30, ge=0, description="Seconds that open requests are given to finish before the cluster stops."
+    )
+    stop_timeout_s: float = Field(
+        10, gt=0, description="Seconds between asking a process to end and killing it, after its drain."
+    )
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Of every process: DEBUG, INFO, WARNING or ERROR."
+    )
+
+
+class ServalConfig(BaseModel):
+    """Everything that a cluster can be told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path = Field(
+        description="A Hugging Face folder (config.json, safetensors, tokenizer.json). Not given: the embedded model."
+    )
+    cluster: ClusterConfig = ClusterConfig()
+    router: RouterConfig
+    engine: EngineConfig = EngineConfig()
+    prefill: PrefillConfig = PrefillConfig()
+    decode: DecodeConfig = DecodeConfig()
+    transfer: TransferConfig = TransferConfig()
+    link: LinkConfig = LinkConfig()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load(file: Path | None, flags: Mapping[str, Any]) -> ServalConfig:
+    """Reads `file` and lays `flags` (dotted name → value; None is not given) over it.
+
+    Raises ConfigError with one line that names the first wrong setting.
+    """
+    settings = _read_yaml(file) if file else {}
+    for name, value in flags.items():
+        if value is not None:
+            _put(settings, name, value)
+    folder = _choose_model(settings)
+    _share_settings(settings, folder)
+    _read_sizes(settings)
+    try:
+        return ServalConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`engine.block_size=32` → {"engine.block_size": 32}; values are YAML."""
+    settings = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair}: must be NAME=VALUE, for example engine.block_size=32")
+        try:
+            settings[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{name}: {text!r} is not a YAML value") from error
+    return settings
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "not a text file"
+        raise ConfigError(f"{file}: {reason}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{file}: must be a mapping of settings")
+    return settings
+
+
+def _put(settings: dict[str, Any], name: str, value: Any) -> None:
+    *groups, last = name.split(".")
+    for group in groups:
+        settings = _group(settings, group)
+    settings[last] = value
+
+
+def _choose_model(settings: dict[str, Any]) -> Path:
+    """The model's folder. The embedded model's may not be there yet; any other must be."""
+    given = settings.get("model")
+    if given is None:
+        folder = embedded_folder()
+    elif isinstance(given, str | Path):
+        folder = Path(given).expanduser().resolve()
+        if folder != embedded_folder() and not (folder / "config.json").is_file():
+            raise ConfigError(f"model: {folder} is not a Hugging Face model folder (it has no config.json)")
+    else:
+        raise ConfigError(f"model: must be the path of a folder, not {given!r}")
+    settings["model"] = folder
+    return folder
+
+
+def _share_settings(settings: dict[str, Any], folder: Path) -> None:
+    """What several packages must agree on is said once, and what follows from several workers on one machine is set."""
+    cluster = _group(settings, "cluster")
+    router = _group(settings, "router")
+    router.setdefault("model", folder.name)
+    if Path(router.get("model_dir") or folder) != folder:
+        raise ConfigError(f"router.model_dir: must be left out, or be the same as model ({folder})")
+    router["model_dir"] = folder
+    if "host" in cluster:
+        router.setdefault("host", cluster["host"])
+    # torch would take every core for every worker, and they would only wait for each other.
+    _group(settings, "engine").setdefault("threads", 1)
+
+
+def _read_sizes(settings: dict[str, Any]) -> None:
+    """`1GiB` is as good as 1073741824 wherever a setting counts bytes."""
+    for group_name, group in settings.items():
+        if not isinstance(group, dict):
+            continue
+        for name, value in group.items():
+            if name.endswith("_bytes") and isinstance(value, str):
+                try:
+                    group[name] = int(BYTES.validate_python(value))
+                except ValidationError as error:
+                    raise ConfigError(f"{group_name}.{name}: must be a size like 512MiB or 1GiB, not {value!r}") from error
+
+
+def _group(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    group = settings.setdefault(name, {})
+    if group is None:  # `engine:` with nothing below it
+        group = settings[name] = {}
+    if not isinstance(group, dict):
+        raise ConfigError(f"{name}: must be a mapping of settings")
+    return group
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first of pydantic's errors: `engine.block_size: must be greater than 0, not -1`."""
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{name}: no such setting{_suggestion(first['loc'])}"
+    requirement = (
+        first["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("Input should", "must")
+    )
+    given = first["input"]
+    # Long or structured values would not fit on the line and are not what a person typed.
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool | None) and len(repr(given)) < 60 else ""
+    line = f"{name}: {requirement}{shown}" if name else requirement
+    return " ".join(line.split())
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    model: type[BaseModel] = ServalConfig
+    for part in location[:-1]:
+        inner = model.model_fields[str(part)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return ""
+        model = inner
+    near = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,134 @@
+"""Which class does which job, built from the one configuration. The same for a plain process and a Ray Serve replica."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from serving.config import ServalConfig
+from serving.status import Ready
+from telemetry.endpoint import MetricsEndpoint
+from telemetry.metrics import Metrics
+from worker.spec import Progress, WorkerSpec
+
+if TYPE_CHECKING:
+    from decode.worker import DecodeWorker
+    from prefill.worker import PrefillWorker
+
+ROUTER_LAST_CALL_S = 0.5
+"""A router's stop drains once more by itself; the launcher has waited already."""
+
+Role = Literal["router", "prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One process of the cluster: its role and its number within the role."""
+
+    role: Role
+    index: int = 0
+
+    @property
+    def name(self) -> str:
+        return "router" if self.role == "router" else f"{self.role}-{self.index}"
+
+
+class Server(Protocol):
+    """What every process runs. `start` returns once it serves; `drain` refuses new work and waits for the open work, at most
+    `timeout_s`; `stop` ends everything within about `timeout_s`, also when `start` never finished."""
+
+    async def start(self) -> Ready: ...
+
+    async def drain(self, timeout_s: float) -> None: ...
+
+    async def stop(self, timeout_s: float) -> None: ...
+
+
+def members(config: ServalConfig) -> list[Member]:
+    """Every process of the cluster, in the order in which they start."""
+    prefill = [Member("prefill", index) for index in range(config.cluster.prefill)]
+    decode = [Member("decode", index) for index in range(config.cluster.decode)]
+    return [Member("router"), *prefill, *decode]
+
+
+def metrics_port(config: ServalConfig, member: Member) -> int:
+    """Where a worker serves /metrics; 0 for any free port."""
+    base = config.cluster.metrics_port
+    number = member.index if member.role == "prefill" else config.cluster.prefill + member.index
+    return base + 1 + number if base else 0
+
+
+def build(member: Member, config: ServalConfig, routers: Sequence[str], progress: Progress) -> Server:
+    """The server of `member`. `routers` are gRPC addresses that a worker dials.
+
+    Imports only what the role needs: a router process has no torch in it.
+    """
+    metrics = Metrics(member.role, member.name)
+    if member.role == "router":
+        return _RouterServer(config, metrics)
+    return _WorkerServer(member, config, routers, metrics, progress)
+
+
+class _RouterServer:
+    """The router needs no start-up deadline of its own: it loads a tokenizer."""
+
+    def __init__(self, config: ServalConfig, metrics: Metrics) -> None:
+        from router.router import Router
+
+        self._config = config.router
+        self._router = Router(config.router, metrics)
+
+    async def start(self) -> Ready:
+        ports = await self._router.start()
+        http = f"{self._config.host}:{ports.http}"
+        return Ready(grpc=f"{self._config.host}:{ports.grpc}", metrics=http, http=http)
+
+    async def drain(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._router.drain(), timeout_s)
+
+    async def stop(self, timeout_s: float) -> None:
+        await self._router.stop(min(timeout_s, ROUTER_LAST_CALL_S))
+
+
+class _WorkerServer:
+    """A prefill or decode worker with its /metrics."""
+
+    def __init__(
+        self, member: Member, config: ServalConfig, routers: Sequence[str], metrics: Metrics, progress: Progress
+    ) -> None:
+        self._endpoint = MetricsEndpoint(metrics, config.cluster.host, metrics_port(config, member))
+        spec = WorkerSpec(
+            name=member.name,
+            host=config.cluster.host,
+            routers=tuple(routers),
+            model=config.router.model,
+            model_dir=config.model,
+            engine=config.engine,
+            transfer=config.transfer,
+            link=config.link,
+            metrics_address=self._endpoint.address,
+            progress=progress,
+        )
+        self._worker = _worker(member, spec, config, metrics)
+
+    async def start(self) -> Ready:
+        return Ready(grpc=await self._worker.start(), metrics=self._endpoint.address)
+
+    async def drain(self, timeout_s: float) -> None:
+        await self._worker.drain(timeout_s)
+
+    async def stop(self, timeout_s: float) -> None:
+        await self._worker.stop(timeout_s)
+        self._endpoint.close()
+
+
+def _worker(member: Member, spec: WorkerSpec, config: ServalConfig, metrics: Metrics) -> "PrefillWorker | DecodeWorker":
+    if member.role == "prefill":
+        from prefill.worker import PrefillWorker
+
+        return PrefillWorker(spec, config.prefill, metrics)
+    from decode.worker import DecodeWorker
+
+    return DecodeWorker(spec, config.decode, metrics)
