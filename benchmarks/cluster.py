@@ -1,5 +1,6 @@
-"""A cluster of one router, one prefill and one decode worker, started for a benchmark: the same processes as `serval up` starts,
-each where the benchmark wants it.
+"""A cluster of one router, one prefill and one decode worker, started for a benchmark.
+
+The processes are those that `serval up` starts, each where the benchmark wants it.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -44,14 +45,14 @@ class Place:
         return self.namespace.entered() if self.namespace else contextlib.nullcontext()
 
 
-def read_settings(model: Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The full settings as `serval config` resolves them: defaults, the model's folder, `overrides` (dotted name → value).
+def read_settings(model: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """The full settings as `serval config` resolves them: defaults, the model's folder, `overrides` (NAME=VALUE).
 
     Raises ClusterError with the command's own words.
     """
     command = [sys.executable, "-m", "serving.cli", "config", *(["--model", str(model)] if model else [])]
-    for name, value in overrides.items():
-        command += ["--set", f"{name}={json.dumps(value)}"]
+    for override in overrides:
+        command += ["--set", override]
     done = subprocess.run(command, capture_output=True, text=True, timeout=CONFIG_TIMEOUT_S, check=False)
     if done.returncode:
         raise ClusterError(done.stderr.strip() or f"`serval config` exited with status {done.returncode}")
@@ -63,9 +64,14 @@ def read_settings(model: Path | None, overrides: Mapping[str, Any]) -> dict[str,
     return settings
 
 
+def vocabulary_size(settings: Mapping[str, Any]) -> int:
+    """Of the model that `settings` names."""
+    return int(json.loads((Path(settings["model"]) / "config.json").read_text())["vocab_size"])
+
+
 def settings_at(settings: Mapping[str, Any], place: Place, router: Place) -> dict[str, Any]:
     """`settings` for one process: it listens where it runs, on any free port, and sends KV by its own device."""
-    changed = {
+    changed: dict[str, dict[str, Any]] = {
         "cluster": {"host": place.address, "metrics_port": 0},
         "router": {"host": router.address, "http_port": 0, "grpc_port": 0},
         "transfer": {"net_device": place.device},

@@ -103,7 +103,9 @@ async def measure(workload: Workload) -> LoadReport:
     """One run against a cluster that serves already. Cancelled (Ctrl-C), it reports what was answered until then. Raises
     BenchmarkError when the server cannot be asked for its models."""
     async with httpx.AsyncClient(
-        base_url=workload.url, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S), limits=UNLIMITED
+        base_url=workload.url,
+        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+        limits=UNLIMITED,
     ) as http:
         workload = await _ask_for_model(http, workload)
         vocabulary = None if workload.prompts == "text" else workload.vocabulary

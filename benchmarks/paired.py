@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,32 +21,55 @@ class Paired(BaseModel):
     theirs: list[float]
     our_median: float
     their_median: float
-    ratio: float
-    """Ours / theirs: the median over the rounds."""
-    smallest_ratio: float
-    largest_ratio: float
+    ratio: float | None
+    """Ours / theirs: the median over the rounds. None where theirs is nothing, in every round."""
+    smallest_ratio: float | None
+    largest_ratio: float | None
 
     @classmethod
     def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> "Paired":
         """Raises ValueError when the rounds do not match, or there are none."""
-        ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
+        ratios = [our / their for our, their in zip(ours, theirs, strict=True) if their > 0]
         return cls(
             ours=list(ours),
             theirs=list(theirs),
             our_median=median(ours),
             their_median=median(theirs),
-            ratio=median(ratios),
-            smallest_ratio=min(ratios),
-            largest_ratio=max(ratios),
+            ratio=median(ratios) if ratios else None,
+            smallest_ratio=min(ratios, default=None),
+            largest_ratio=max(ratios, default=None),
         )
 
 
-def turns(rounds: int) -> Iterator[tuple[int, bool]]:
-    """(round, whether it is our turn), in the order ours theirs, theirs ours, ours theirs: a steady drift favours neither."""
-    for number in range(rounds):
-        ours_first = number % 2 == 0
-        yield number, ours_first
-        yield number, not ours_first
+def order(round_number: int) -> tuple[bool, bool]:
+    """Whose turn it is in a round, True for ours: ours theirs, theirs ours, ours theirs: a steady drift favours neither."""
+    ours_first = round_number % 2 == 0
+    return ours_first, not ours_first
+
+
+class Verdict(BaseModel):
+    """A target, and what was measured."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    measured: float | None
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def met(self) -> bool:
+        """False also where nothing was measured."""
+        if self.measured is None:
+            return False
+        return (self.at_most is None or self.measured <= self.at_most) and (
+            self.at_least is None or self.measured >= self.at_least
+        )
+
+    def __str__(self) -> str:
+        wanted = f"at most {self.at_most:g}" if self.at_most is not None else f"at least {self.at_least:g}"
+        measured = "not measured" if self.measured is None else f"{self.measured:.2f}"
+        return f"{'met   ' if self.met else 'MISSED'} {self.what}: {measured} (target: {wanted})"
 
 
 class Machine(BaseModel):

@@ -1,0 +1,191 @@
+"""Decode speed of the cluster against transformers' own `generate`: same weights, dtype, prompts, threads, in turns.
+
+The cluster is one prefill and one decode worker, asked over HTTP; `generate` runs a static batch in a process of its own. Prefill
+counts on neither side: the rate is that of tokens while all streams decode. Whoever has not the turn computes nothing.
+
+    python -m benchmarks.decode_throughput --rounds 5 --json FILE
+"""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks.cluster import Cluster, ClusterError, Place, environment, read_settings, vocabulary_size
+from benchmarks.completions import CompletionRequest, complete
+from benchmarks.decode_report import (
+    DecodeReport,
+    SideFailed,
+    StreamsReport,
+    batch_tokens_per_second,
+    render,
+    together_tokens_per_second,
+)
+from benchmarks.paired import Machine, Paired, order
+from benchmarks.workload import token_prompt
+
+ANSWER_TIMEOUT_S = 300.0
+LOAD_TIMEOUT_S = 180.0
+PEER_LINE_BYTES = 1 << 20
+EXIT_MISSED = 1
+EXIT_FAILED = 2
+
+
+def run(
+    streams: Annotated[str, typer.Option(help="Numbers of streams.")] = "1,8",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each; both sides get the same prompts.")] = 5,
+    input_tokens: Annotated[int, typer.Option("--isl", min=1, help="Tokens of a prompt.")] = 128,
+    output_tokens: Annotated[int, typer.Option("--osl", min=4, help="Tokens of an answer.")] = 128,
+    model: Annotated[Path | None, typer.Option(help="Hugging Face folder. Default: the embedded model.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, on both sides.")] = "bfloat16",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each worker, and of generate.")] = 1,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the cluster.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same prompts.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here as JSON.")] = None,
+) -> None:
+    """Compare the cluster's decode speed with transformers' generate, in turns.
+
+    Exit status: 0 when the targets are met, 1 when one is missed, 2 when it could not be measured.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes go also then
+    machine = Machine.here()
+    if warning := machine.warning():
+        print(warning, file=sys.stderr)
+    plan = Plan(tuple(int(number) for number in streams.split(",")), rounds, input_tokens, output_tokens, seed)
+    done: list[StreamsReport] = []
+    problem: str | None = None
+    name = str(model or "")
+    try:
+        settings = read_settings(model, [f"engine.dtype={dtype}", f"cluster.threads={threads}", *(setting or [])])
+        name = settings["router"]["model"]
+        with Cluster("decode", settings, Place(), Place(), Place()) as cluster:
+            asyncio.run(_measure(cluster, settings, plan, done.append))
+    except (ClusterError, SideFailed) as error:
+        problem = str(error)
+    except KeyboardInterrupt:
+        problem = "interrupted"
+    report = DecodeReport(
+        machine=machine,
+        model=name,
+        dtype=dtype,
+        threads=threads,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        streams=done,
+    )
+    Console().print(render(report))
+    if json_file is not None:
+        json_file.write_text(report.model_dump_json(indent=2) + "\n")
+    if problem is not None:
+        print(f"decode_throughput: {problem}", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED)
+    if not all(verdict.met for verdict in report.verdicts()):
+        raise typer.Exit(EXIT_MISSED)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured."""
+
+    streams: tuple[int, ...]
+    rounds: int
+    input_tokens: int
+    output_tokens: int
+    seed: int
+
+
+class Peer:
+    """The process of generate_peer.py."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def rate(self, prompts: list[list[int]], new_tokens: int) -> float:
+        """Tokens per second over the batch. Raises SideFailed."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"prompts": prompts, "new_tokens": new_tokens}).encode() + b"\n")
+        answer = await self.read(ANSWER_TIMEOUT_S)
+        return batch_tokens_per_second(answer["token_s"], len(prompts))
+
+    async def read(self, timeout_s: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        try:
+            line = await asyncio.wait_for(self._process.stdout.readline(), timeout_s)
+            return dict(json.loads(line))
+        except TimeoutError:
+            raise SideFailed(f"generate: no answer within {timeout_s:g} s") from None
+        except ValueError as error:
+            raise SideFailed(f"generate: ended or answered nonsense ({error})") from error
+
+
+@contextlib.asynccontextmanager
+async def _peer(settings: Mapping[str, Any]) -> AsyncIterator[Peer]:
+    threads = str(settings["cluster"]["threads"])
+    command = [sys.executable, "-m", "benchmarks.generate_peer", "--model", settings["model"], "--threads", threads]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        "--dtype",
+        settings["engine"]["dtype"],
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=PEER_LINE_BYTES,
+        env=environment(settings["cluster"]["threads"]),
+        start_new_session=True,
+    )
+    try:
+        peer = Peer(process)
+        await peer.read(LOAD_TIMEOUT_S)
+        yield peer
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()  # it holds nothing that has to be put away
+        await process.wait()
+
+
+async def _measure(cluster: Cluster, settings: Mapping[str, Any], plan: Plan, done: Callable[[StreamsReport], None]) -> None:
+    """Calls `done` for each number of streams, as it is finished."""
+    random, vocabulary = Random(plan.seed), vocabulary_size(settings)
+    http = httpx.AsyncClient(base_url=cluster.url, timeout=None, trust_env=False)
+    bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    async with http, _peer(settings) as peer:
+        with bar:
+            task = bar.add_task("decoding in turns", total=len(plan.streams) * (plan.rounds + 1) * 2)
+
+            async def turn(ours: bool, prompts: list[list[int]]) -> float:
+                rate = await (
+                    _cluster_rate(http, cluster.model, prompts, plan) if ours else peer.rate(prompts, plan.output_tokens)
+                )
+                bar.advance(task)
+                return rate
+
+            for streams in plan.streams:
+                rates: dict[bool, list[float]] = {True: [], False: []}
+                for number in range(-1, plan.rounds):  # the round before the first warms up
+                    prompts = [token_prompt(random, plan.input_tokens, vocabulary) for _ in range(streams)]
+                    for ours in order(number):
+                        rates[ours].append(await turn(ours, prompts))
+                done(StreamsReport(streams=streams, tokens_per_second=Paired.of(rates[True][1:], rates[False][1:])))
+
+
+async def _cluster_rate(http: httpx.AsyncClient, model: str, prompts: list[list[int]], plan: Plan) -> float:
+    requests = [CompletionRequest(model, prompt, plan.output_tokens) for prompt in prompts]
+    return together_tokens_per_second(
+        await asyncio.gather(*(complete(http, request, ANSWER_TIMEOUT_S) for request in requests))
+    )
+
+
+if __name__ == "__main__":
+    typer.run(run)

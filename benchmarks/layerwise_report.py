@@ -1,0 +1,136 @@
+"""What the comparison of layer-wise with whole-prompt transfer found, as data and as a table. Pure."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from benchmarks.paired import Machine, Paired, Verdict
+
+LONG_PROMPT_TOKENS = 4096
+MOST_EXPOSED = 0.35
+SHORT_PROMPT_TOKENS = 128
+MOST_SLOWDOWN = 1.05
+
+
+class Trial(BaseModel):
+    """One prompt through one cluster. Seconds from the request, or as the decode worker measured them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    time_to_first_token_s: float
+    second_token_s: float
+    """To the second token: the first that needed the transferred KV."""
+    end_to_end_s: float
+    transfer_s: float
+    """First layer landed to the last."""
+    exposed_s: float
+    """End of prefill compute to all layers landed and verified."""
+    landed_bytes: float
+
+
+class LengthReport(BaseModel):
+    """All rounds of one prompt length on one link. `ours` is layer-wise, `theirs` whole-prompt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    link: str
+    prompt_tokens: int
+    exposed_s: Paired
+    time_to_first_token_s: Paired
+    second_token_s: Paired
+    end_to_end_s: Paired
+    layerwise: list[Trial]
+    whole_prompt: list[Trial]
+
+    @classmethod
+    def of(cls, link: str, prompt_tokens: int, layerwise: Sequence[Trial], whole_prompt: Sequence[Trial]) -> "LengthReport":
+        def paired(name: str) -> Paired:
+            return Paired.of([getattr(trial, name) for trial in layerwise], [getattr(trial, name) for trial in whole_prompt])
+
+        return cls(
+            link=link,
+            prompt_tokens=prompt_tokens,
+            exposed_s=paired("exposed_s"),
+            time_to_first_token_s=paired("time_to_first_token_s"),
+            second_token_s=paired("second_token_s"),
+            end_to_end_s=paired("end_to_end_s"),
+            layerwise=list(layerwise),
+            whole_prompt=list(whole_prompt),
+        )
+
+    @property
+    def whole_prompt_bytes_per_second(self) -> float:
+        """How fast the link carried KV that had it for itself: what a slowed link really gave."""
+        trials = self.whole_prompt
+        return sum(trial.landed_bytes for trial in trials) / max(1e-9, sum(trial.exposed_s for trial in trials))
+
+
+class LayerwiseReport(BaseModel):
+    """The whole comparison."""
+
+    model_config = ConfigDict(frozen=True)
+
+    machine: Machine
+    dtype: str
+    slow_mbit: float
+    output_tokens: int
+    lengths: list[LengthReport]
+
+    def verdicts(self) -> list[Verdict]:
+        """The targets that this run says something about."""
+        found = []
+        for report in self.lengths:
+            where = f"{report.link} link, {report.prompt_tokens} tokens"
+            if report.link == "slow" and report.prompt_tokens == LONG_PROMPT_TOKENS:
+                what = f"{where}: exposed time, layer-wise / whole prompt"
+                found.append(Verdict(what=what, measured=report.exposed_s.ratio, at_most=MOST_EXPOSED))
+            if report.prompt_tokens == SHORT_PROMPT_TOKENS:
+                what = f"{where}: time to the second token, layer-wise / whole prompt"
+                found.append(Verdict(what=what, measured=report.second_token_s.ratio, at_most=MOST_SLOWDOWN))
+        return found
+
+
+def render(report: LayerwiseReport) -> RenderableType:
+    """For a terminal."""
+    table = Table(
+        title=f"layer-wise (L) against whole-prompt (W) transfer, {report.dtype}; medians in ms", title_justify="left"
+    )
+    table.add_column("link")
+    for name in (
+        "prompt",
+        "KV, MB",
+        "W, MB/s",
+        "exposed L",
+        "W",
+        "L/W",
+        "TTFT L/W",
+        "2nd token L",
+        "W",
+        "L/W",
+        "end to end L/W",
+    ):
+        table.add_column(name, justify="right")
+    for length in report.lengths:
+        table.add_row(
+            length.link if length.link != "slow" else f"{report.slow_mbit:g} Mbit/s",
+            str(length.prompt_tokens),
+            f"{length.whole_prompt[0].landed_bytes / 1e6:.1f}",
+            f"{length.whole_prompt_bytes_per_second / 1e6:,.0f}",
+            *_medians(length.exposed_s),
+            _ratio(length.time_to_first_token_s),
+            *_medians(length.second_token_s),
+            _ratio(length.end_to_end_s),
+        )
+    return Group(table, *(str(verdict) for verdict in report.verdicts()))
+
+
+def _medians(paired: Paired) -> tuple[str, str, str]:
+    return f"{paired.our_median * 1000:,.1f}", f"{paired.their_median * 1000:,.1f}", _ratio(paired)
+
+
+def _ratio(paired: Paired) -> str:
+    if paired.ratio is None:
+        return "-"
+    return f"{paired.ratio:.2f} ({paired.smallest_ratio:.2f}-{paired.largest_ratio:.2f})"
