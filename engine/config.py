@@ -1,0 +1,63 @@
+"""Settings of one engine."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class EngineConfig(BaseModel):
+    """What a worker may choose about model execution; everything else follows from the model's own config.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Number format of weights, activations and KV. auto: the checkpoint's own where this machine computes it fast, "
+        "else float32 on a CPU and bfloat16 on a GPU (float16 matrix products are unusably slow on CPUs).",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the model runs. auto: the GPU where there is one."
+    )
+    block_size: int = Field(
+        default=16,
+        ge=1,
+        le=1024,
+        description="Tokens per KV block. 16 as in vLLM: small enough to waste little, large enough for few descriptors.",
+    )
+    kv_memory_bytes: int = Field(
+        default=1 << 30,
+        ge=1,
+        description="Bytes of the KV pool, taken once at start. 1 GiB: about 46,000 tokens of SmolLM2-135M.",
+    )
+    max_batch_tokens: int = Field(
+        default=512,
+        ge=1,
+        description="Tokens of one forward pass, hence the chunk in which prompts are computed. Larger: faster prefill; "
+        "smaller: steadier token gaps of those that decode in the same batch.",
+    )
+    max_sequences: int = Field(
+        default=64, ge=1, description="Sequences computed at once; more wait. Bounds the width of a decode batch."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of one matrix product. None: torch's own choice (all cores)."
+    )
+    prefix_cache: bool = Field(default=True, description="Keep the KV of ended sequences for prompts with the same beginning.")
+    check_integrity: bool = Field(
+        default=False,
+        description="Verify the KV cache's books before every step. For tests: takes time in proportion to the pool.",
+    )
+    max_model_len: int | None = Field(
+        default=None, ge=2, description="Longest prompt plus answer, in tokens. None: what the model was trained for."
+    )
+    packed_weights_bytes: int = Field(
+        default=4 << 30,
+        ge=0,
+        description="On a CPU, a model whose weights are no larger than this keeps a second copy in the layout that batched matrix "
+        "products read fastest (engine/linear.py); a larger one is kept once.",
+    )
+
+    @model_validator(mode="after")
+    def _batch_holds_every_decode(self) -> "EngineConfig":
+        if self.max_batch_tokens < self.max_sequences:
+            raise ValueError("max_batch_tokens must be at least max_sequences: each running sequence needs one token per step")
+        return self

@@ -1,0 +1,279 @@
+"""The engine: a step is schedule, run, publish. One thread steps; any thread submits, aborts and releases."""
+
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import torch
+
+from engine.attention.sdpa import SdpaAttention
+from engine.batch import Batch
+from engine.config import EngineConfig
+from engine.kv_cache import KVCache
+from engine.kv_pool import KVPool
+from engine.linear import can_pack
+from engine.models.checkpoint import Checkpoint, Progress
+from engine.models.config import ModelConfig, read_model_config
+from engine.models.llama import LlamaModel, OnLayer
+from engine.placement import choose_device, choose_dtype, choose_max_model_len, count_blocks
+from engine.sampler import Sampler
+from engine.scheduler import Ending, Schedule, Scheduler
+from engine.sequence import FinishReason, Sequence, SequenceUpdate, TokenLogprobs
+from protocol.errors import InvalidRequest, ServalError
+from telemetry.metrics import Metrics
+
+
+class EngineFailed(ServalError):
+    """A step raised: a bug of ours, or the device failed."""
+
+
+class Engine:
+    """One model, its KV pool and the sequences being computed. Used alike by prefill and decode workers.
+
+    `submit`, `abort`, `release` and everything of `kv_cache` may be called from any thread; `step` and `fail` by one thread
+    only. `wakeup` is set whenever a sleeping stepper should look again.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        pool: KVPool,
+        config: EngineConfig,
+        metrics: Metrics,
+        *,
+        max_model_len: int,
+        on_layer: OnLayer | None = None,
+    ) -> None:
+        self.model = model
+        self.pool = pool
+        self.config = config
+        self.max_model_len = max_model_len
+        self.on_layer = on_layer
+        self.kv_cache = KVCache(pool.num_blocks, pool.block_size, prefix_cache=config.prefix_cache, metrics=metrics)
+        self.wakeup = threading.Event()
+        self.steps = 0
+        """Forward passes so far."""
+        shape = model.config
+        self._attention = SdpaAttention(
+            pool, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads, head_dim=shape.head_dim
+        )
+        self._sampler = Sampler(shape.eos_token_ids)
+        self._scheduler = Scheduler(self.kv_cache, max_batch_tokens=config.max_batch_tokens, max_sequences=config.max_sequences)
+        self._metrics = metrics
+        self._inbox: deque[Sequence | str] = deque()
+        self._release_lock = threading.Lock()
+        self._endings: list[Ending] = []
+        self._batch: Batch | None = None
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        config: EngineConfig,
+        metrics: Metrics,
+        *,
+        progress: Progress | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> "Engine":
+        """Reads the model from a Hugging Face folder and takes the KV pool. Raises ConfigError, one line, when it cannot."""
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        shape = read_model_config(folder)
+        device = choose_device(config)
+        dtype = choose_dtype(config, shape, device)
+        num_blocks = count_blocks(config, shape, dtype)
+        max_model_len = choose_max_model_len(config, shape, num_blocks)
+        with torch.inference_mode():
+            with Checkpoint(folder, progress) as checkpoint:
+                packed = can_pack(dtype, device) and checkpoint.size_bytes <= config.packed_weights_bytes
+                model = LlamaModel(shape, checkpoint, dtype=dtype, device=device, max_model_len=max_model_len, packed=packed)
+            pool = KVPool(
+                num_layers=shape.num_layers,
+                num_blocks=num_blocks,
+                block_size=config.block_size,
+                entry_width=shape.entry_width,
+                dtype=dtype,
+                device=device,
+            )
+        return cls(model, pool, config, metrics, max_model_len=max_model_len, on_layer=on_layer)
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def num_running(self) -> int:
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences submitted and not yet computed."""
+        return len(self._scheduler.waiting) + len(self._inbox)
+
+    @property
+    def is_idle(self) -> bool:
+        """No sequence runs or waits. Sequences that ended may still hold blocks until they are released."""
+        return not self._inbox and not self._scheduler.running and not self._scheduler.waiting
+
+    # ---- from any thread
+
+    def submit(self, sequence: Sequence) -> None:
+        """Hands a sequence over (see Sequence). Raises InvalidRequest when it can never be computed."""
+        if not sequence.tokens:
+            raise InvalidRequest("the prompt is empty", "prompt")
+        if len(sequence.prompt) >= self.max_model_len:
+            raise InvalidRequest(
+                f"the prompt has {len(sequence.prompt)} tokens, the context holds {self.max_model_len} with the answer",
+                "prompt",
+            )
+        if sequence.num_remaining < 1 or len(sequence.blocks) < self.kv_cache.blocks_for(sequence.num_computed):
+            raise InvalidRequest("a sequence must hold the blocks of its computed tokens and leave at least one to compute")
+        self._inbox.append(sequence)
+        self.wakeup.set()
+
+    def abort(self, request_id: str) -> None:
+        """Ends a sequence at the next step with finish "aborted". One that has ended already, or is unknown, is left alone."""
+        self._inbox.append(request_id)
+        self.wakeup.set()
+
+    def release(self, sequence: Sequence) -> None:
+        """Gives back an ended sequence's blocks, into the prefix cache where they are full. Once per submitted sequence."""
+        with self._release_lock:
+            if sequence.released:
+                raise AssertionError(f"{sequence.request_id} released twice")
+            sequence.released = True
+        self.kv_cache.commit(sequence.tokens, sequence.blocks, sequence.num_computed)
+        self.kv_cache.release(sequence.give_up_blocks())
+        self.wakeup.set()
+
+    # ---- from the thread that owns the model
+
+    def bind_thread(self) -> None:
+        """Makes the calling thread compute with the configured number of threads (OpenMP keeps that number per thread)."""
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+
+    def step(self) -> list[SequenceUpdate]:
+        """One forward pass over what can be computed now; what it did to each sequence. Empty when there is nothing to do."""
+        started_s = time.monotonic()
+        with torch.inference_mode():
+            schedule = self._schedule()
+            updates = self._publish(self._run(schedule, started_s))
+        self._observe(schedule, time.monotonic() - started_s)
+        return updates
+
+    def fail(self, error: Exception) -> list[SequenceUpdate]:
+        """After `step` raised: ends the sequences of that step, or all where it had not got so far. The others go on."""
+        concerned = self._everyone()
+        if self._batch is not None:
+            stepped = {span.sequence for span in self._batch.spans}
+            concerned = [sequence for sequence in concerned if sequence in stepped]
+        self._batch = None
+        failure = error if isinstance(error, ServalError) else EngineFailed(f"{type(error).__name__}: {error}")
+        for sequence in concerned:
+            self._scheduler.remove(sequence)
+            self._endings.append(Ending(sequence, "error", failure))
+        return self._publish_endings()
+
+    def _schedule(self) -> Schedule:
+        if self.config.check_integrity:
+            self.kv_cache.check_integrity()
+        self._read_inbox()
+        schedule = self._scheduler.schedule()
+        self._endings += schedule.endings
+        return schedule
+
+    def _run(self, schedule: Schedule, now_s: float) -> "_Result | None":
+        if not schedule.spans:
+            return None
+        for span in schedule.spans:
+            if span.sequence.started_s is None:
+                span.sequence.started_s = now_s
+        self._batch = batch = Batch(schedule.spans, self.pool.block_size, self.model.device)
+        logits = self.model.forward(batch, self.pool, self._attention, self.on_layer)
+        self.steps += 1
+        if logits is None:
+            return _Result(batch, [], [])
+        return _Result(batch, *self._sampler.sample(logits, batch.sampled))
+
+    def _publish(self, result: "_Result | None") -> list[SequenceUpdate]:
+        updates = self._publish_endings()
+        if result is None:
+            return updates
+        for span in result.batch.spans:
+            self._mark_computed(span.sequence, span.end)
+        now_s = time.monotonic()
+        for sequence, token_id, logprobs in zip(result.batch.sampled, result.tokens, result.logprobs, strict=True):
+            sequence.append(token_id)
+            if sequence.first_token_s is None:
+                sequence.first_token_s = now_s
+            finish = self._finish_reason(sequence)
+            if finish is not None:
+                self._scheduler.remove(sequence)
+            shown = () if logprobs is None else (logprobs,)
+            updates.append(SequenceUpdate(sequence.request_id, sequence, (token_id,), shown, finish))
+        self._batch = None
+        return updates
+
+    def _mark_computed(self, sequence: Sequence, num_computed: int) -> None:
+        prompt = len(sequence.prompt)
+        completed_prompt = sequence.num_computed < prompt <= num_computed
+        sequence.num_computed = num_computed
+        if completed_prompt:
+            self.kv_cache.commit(sequence.tokens, sequence.blocks, num_computed)
+
+    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
+        params, last = sequence.params, sequence.output[-1]
+        is_end = last in params.stop_token_ids or (not params.ignore_eos and last in self.model_config.eos_token_ids)
+        if is_end and len(sequence.output) >= params.min_tokens:
+            return "stop"
+        if len(sequence.output) >= params.max_tokens or len(sequence.tokens) >= self.max_model_len:
+            return "length"
+        return None
+
+    def _read_inbox(self) -> None:
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, Sequence):
+                finish = self._finish_reason(item) if item.output else None
+                if finish is None:
+                    self._scheduler.add(item)
+                else:
+                    self._endings.append(Ending(item, finish))
+            elif (sequence := self._scheduler.find(item)) is not None:
+                self._scheduler.remove(sequence)
+                self._endings.append(Ending(sequence, "aborted"))
+
+    def _publish_endings(self) -> list[SequenceUpdate]:
+        endings, self._endings = self._endings, []
+        return [
+            SequenceUpdate(ending.sequence.request_id, ending.sequence, finish=ending.finish, error=ending.error)
+            for ending in endings
+        ]
+
+    def _everyone(self) -> list[Sequence]:
+        return [*self._scheduler.running, *self._scheduler.waiting]
+
+    def _observe(self, schedule: Schedule, step_s: float) -> None:
+        metrics, cache = self._metrics, self.kv_cache
+        metrics.requests_running.of().set(self.num_running)
+        metrics.requests_waiting.of().set(self.num_waiting)
+        metrics.kv_cache_usage.of().set(cache.usage)
+        for state, count in (("free", cache.num_free), ("cached", cache.num_cached), ("held", cache.num_held)):
+            metrics.kv_blocks.of(state=state).set(count)
+        if schedule.preemptions:
+            metrics.preemptions.of().inc(schedule.preemptions)
+        if schedule.spans:
+            metrics.engine_steps.of().inc()
+            metrics.engine_step_time.of().observe(step_s)
+            metrics.engine_batch_tokens.of().observe(sum(span.length for span in schedule.spans))
+
+
+class _Result:
+    """What one forward pass drew: a token and its logprobs per sampled sequence."""
+
+    def __init__(self, batch: Batch, tokens: list[int], logprobs: list[TokenLogprobs | None]) -> None:
+        self.batch = batch
+        self.tokens = tokens
+        self.logprobs = logprobs

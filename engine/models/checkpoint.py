@@ -1,0 +1,84 @@
+"""Tensors of a Hugging Face folder by name, from one safetensors file or many."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from protocol.errors import ConfigError
+
+Progress = Callable[[int, int], None]
+"""Called with (tensors read, tensors in all)."""
+
+
+class Checkpoint:
+    """Reads each tensor once, as it is asked for, so that loading needs little more memory than the model. A context manager."""
+
+    def __init__(self, folder: Path, progress: Progress | None = None) -> None:
+        self._folder = folder
+        self._progress = progress
+        self._stack = ExitStack()
+        self._file_of: dict[str, Any] = {}
+        self._asked: set[str] = set()
+
+    def __enter__(self) -> "Checkpoint":
+        for path in _files(self._folder):
+            try:
+                file = self._stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                self._stack.close()
+                raise ConfigError(f"model: {path} cannot be read: {error}") from error
+            self._file_of |= dict.fromkeys(file.keys(), file)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._stack.close()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all the files."""
+        return sum(path.stat().st_size for path in _files(self._folder))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def expect(self, names: set[str], ignorable: Callable[[str], bool]) -> None:
+        """Raises ConfigError unless the folder holds exactly `names`, apart from what is `ignorable`."""
+        held = {name for name in self._file_of if name in names or not ignorable(name)}
+        for what, wrong in (("lacks", names - held), ("has unexpected", held - names)):
+            if wrong:
+                shown = ", ".join(sorted(wrong)[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+                raise ConfigError(f"model: the checkpoint {what} tensors: {shown}")
+        self._total = len(names)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """The tensor `name`. Raises ConfigError when its shape is not the one that config.json implies."""
+        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ConfigError(f"model: tensor {name} has shape {list(tensor.shape)}, config.json implies {list(shape)}")
+        self._asked.add(name)
+        if self._progress is not None:
+            self._progress(len(self._asked), self._total)
+        return tensor
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ConfigError(f"model: {index} cannot be read: {error}") from error
+        # A name is one in this folder: an index must not reach out of it.
+        paths = [folder / Path(name).name for name in names]
+    else:
+        paths = [folder / "model.safetensors"]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise ConfigError(f"model: {missing[0]} does not exist; only safetensors checkpoints are supported")
+    return paths

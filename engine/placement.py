@@ -1,0 +1,49 @@
+"""Where and in which format a model runs on this machine, and how much of it fits."""
+
+import torch
+
+from engine.config import EngineConfig
+from engine.models.config import ModelConfig
+from protocol.errors import ConfigError
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    """Raises ConfigError when a GPU is asked for and torch sees none."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for and torch finds no GPU")
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def choose_dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> torch.dtype:
+    """The configured format, or the checkpoint's where this machine is fast in it."""
+    if config.dtype != "auto":
+        return torch.float32 if config.dtype == "float32" else torch.bfloat16
+    if model.checkpoint_dtype == "float32":
+        return torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16
+    is_fast = model.checkpoint_dtype == "bfloat16" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.bfloat16 if is_fast else torch.float32
+
+
+def count_blocks(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+    """KV blocks that fit the configured memory; a block spans all layers."""
+    block_bytes = model.num_layers * config.block_size * model.entry_width * dtype.itemsize
+    num_blocks = config.kv_memory_bytes // block_bytes
+    if num_blocks < 2:
+        raise ConfigError(f"kv_memory_bytes: {config.kv_memory_bytes} hold fewer than 2 blocks of {block_bytes} bytes")
+    return num_blocks
+
+
+def choose_max_model_len(config: EngineConfig, model: ModelConfig, num_blocks: int) -> int:
+    """Longest prompt plus answer: what is configured, else what the model was trained for; never more than the pool holds.
+
+    Raises ConfigError when more is asked for than the model can do.
+    """
+    trained = model.max_position_embeddings
+    wanted = config.max_model_len or trained
+    if wanted > trained:
+        raise ConfigError(f"max_model_len: {wanted} is more than the {trained} positions that the model supports")
+    return min(wanted, num_blocks * config.block_size)

@@ -1,0 +1,97 @@
+"""One request as the engine sees it, and what a step says about it."""
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Literal
+
+from protocol.errors import ServalError
+from protocol.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length", "aborted", "error"]
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Tokens to compute and to go on from. Once submitted it belongs to the engine until its final update.
+
+    Submit it with nothing (the engine looks up the prefix cache and allocates), or with `blocks` reserved by the submitter and
+    `num_computed` tokens whose KV they hold already: a cached beginning, or a whole prompt that was transferred, with
+    `output` the tokens known beyond the prompt. At least one known token must be left to compute.
+    The submitter calls `Engine.release` exactly once, after the final update; the engine never frees an ended sequence's blocks.
+    """
+
+    request_id: str
+    prompt: SequenceOf[int]
+    params: SamplingParams
+    blocks: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    output: list[int] = field(default_factory=list)
+
+    cached_tokens: int = field(default=0, init=False)
+    """Leading tokens that were not computed because the prefix cache, or the submitter, had them."""
+    started_s: float | None = field(default=None, init=False)
+    """time.monotonic() of the first step that computed it."""
+    first_token_s: float | None = field(default=None, init=False)
+    """time.monotonic() of the first token sampled here."""
+    num_preemptions: int = field(default=0, init=False)
+    is_contiguous: bool = field(default=True, init=False)
+    """Whether `blocks` is one ascending run."""
+    looked_up: bool = field(default=False, init=False)
+    """Whether the prefix cache was asked for it, so that repeated look-ups are counted once."""
+    released: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens: list[int] = [*self.prompt, *self.output]
+        self.cached_tokens = self.num_computed
+        self._check_contiguous(0)
+
+    @property
+    def num_remaining(self) -> int:
+        """Known tokens whose KV is not computed."""
+        return len(self.tokens) - self.num_computed
+
+    def take(self, blocks: list[int]) -> None:
+        """Appends blocks."""
+        first_new = len(self.blocks)
+        self.blocks.extend(blocks)
+        self._check_contiguous(first_new)
+
+    def give_up_blocks(self) -> list[int]:
+        """Removes and returns its blocks; everything has to be computed again."""
+        blocks, self.blocks = self.blocks, []
+        self.num_computed = 0
+        self.is_contiguous = True
+        return blocks
+
+    def append(self, token_id: int) -> None:
+        """Adds a sampled token."""
+        self.output.append(token_id)
+        self.tokens.append(token_id)
+
+    def _check_contiguous(self, first_new: int) -> None:
+        new = range(max(1, first_new), len(self.blocks))
+        self.is_contiguous = self.is_contiguous and all(self.blocks[i] == self.blocks[i - 1] + 1 for i in new)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities before any penalty, bias or temperature, as in OpenAI's API."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The likeliest tokens and their log-probabilities, likeliest first."""
+
+
+@dataclass(frozen=True)
+class SequenceUpdate:
+    """What one step did to one sequence. The update with `finish` is its last."""
+
+    request_id: str
+    sequence: Sequence
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per token where the request asked for them, else empty."""
+    finish: FinishReason | None = None
+    error: ServalError | None = None
+    """Set when `finish` is "error"."""
