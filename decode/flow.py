@@ -133,7 +133,7 @@ class Flow:
 
     def _reserve(self) -> bool:
         """An admission attempt: KV blocks for the whole prompt, and a landing slot where the prompt is to come from elsewhere."""
-        kv, sequence, request = self._parts.engine.kv, self._sequence, self.request
+        kv, sequence, request = self._parts.engine.kv_cache, self._sequence, self.request
         total = kv.blocks_for(len(sequence.prompt)) + self._parts.config.headroom_blocks
         if total > kv.num_blocks:
             raise InvalidRequest(
@@ -161,7 +161,7 @@ class Flow:
         return None
 
     def _reserve_landing(self, first_block: int) -> bool:
-        """False: no slot is free now. A zone that is nothing but quarantine frees no slot soon: then the prompt is computed here."""
+        """False: no slot is free now. All in quarantine: none will be soon, so compute here."""
         request, receiver = self.request, self._parts.receiver
         assert request.prefill is not None
         blocks = [BlockId(block) for block in self._sequence.blocks[first_block : self._prompt_blocks]]
@@ -176,7 +176,7 @@ class Flow:
 
     @property
     def _prompt_blocks(self) -> int:
-        return self._parts.engine.kv.blocks_for(len(self._sequence.prompt))
+        return self._parts.engine.kv_cache.blocks_for(len(self._sequence.prompt))
 
     # ---- prefill elsewhere
 
@@ -222,7 +222,7 @@ class Flow:
             prefill_incarnation=request.prefill.incarnation,
             prompt=self._sequence.prompt,
             sampling=self._sequence.params.to_proto(),
-            first_block=self._sequence.num_computed // self._parts.engine.kv.block_size,
+            first_block=self._sequence.num_computed // self._parts.engine.kv_cache.block_size,
             lease=request.lease.to_proto(),
         )
 
@@ -253,8 +253,8 @@ class Flow:
         self._to_engine()
 
     def _to_engine(self) -> None:
-        self._in_engine = True
         self._parts.engine_loop.submit(self._sequence)
+        self._in_engine = True
 
     # ---- the end
 

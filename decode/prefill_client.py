@@ -75,7 +75,7 @@ class PrefillPeer:
             return False
 
     async def close(self) -> None:
-        await self._channel.close()
+        await self._channel.close(None)
 
     async def _introduce(self) -> None:
         try:

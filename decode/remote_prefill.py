@@ -7,6 +7,7 @@ of it can be written any more; otherwise it is quarantined (DESIGN: fencing).
 import asyncio
 import logging
 import time
+from typing import Any
 
 from decode.config import DecodeConfig
 from decode.prefill_client import PrefillPeer
@@ -42,7 +43,7 @@ class RemotePrefill:
 
     async def first_token(self) -> cluster_pb2.FirstToken:
         timeout_s = self._config.first_token_timeout_s
-        await asyncio.wait({self._first, self._failed}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await _first_of(timeout_s, self._first, self._failed)
         if self._first.done():
             return self._first.result()
         raise self._failure(PrefillFailed(f"no first token within {timeout_s:g} s from {self._peer.peer.name}"))
@@ -50,7 +51,7 @@ class RemotePrefill:
     async def landed(self) -> Landed:
         """Every layer is in the pool and verified."""
         timeout_s = self._config.transfer_timeout_s
-        await asyncio.wait({self._landed, self._failed}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await _first_of(timeout_s, self._landed, self._failed)
         if self._landed.done():
             return self._landed.result()
         raise self._failure(TransferFailed(f"the KV had not landed {timeout_s:g} s after the first token"))
@@ -64,7 +65,7 @@ class RemotePrefill:
         """Ends the lease: the slot becomes free, or is quarantined when the peer cannot confirm. Bounded by the abort timeout."""
         if self._is_complete:
             # Everything was written, so Sent is on its way; asking for an abort would only add a call.
-            await asyncio.wait({self._sent, self._failed}, timeout=self._config.abort_timeout_s)
+            await _first_of(self._config.abort_timeout_s, self._sent, self._failed)
         quiesced = self._sent.done() and self._sent.result().quiesced
         if not quiesced and self._reader is not None:
             quiesced = await self._peer.abort(self._lease.lease_id, self._config.abort_timeout_s)
@@ -104,6 +105,11 @@ class RemotePrefill:
     def _fail(self, error: ServalError) -> None:
         if not self._failed.done():
             self._failed.set_result(error)
+
+
+async def _first_of(timeout_s: float, *futures: asyncio.Future[Any]) -> None:
+    """Returns when one of them is done, or at the deadline; cancels none."""
+    await asyncio.wait(set(futures), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _look(future: asyncio.Future[Landed]) -> None:

@@ -42,7 +42,7 @@ class DecodeWorker:
     async def start(self) -> str:
         """Loads the model, listens, and starts to dial the routers. Returns the gRPC address."""
         spec = self._spec
-        engine = await asyncio.to_thread(Engine.load, spec.model_dir, spec.engine, self._metrics, spec.progress)
+        engine = await asyncio.to_thread(Engine.load, spec.model_dir, spec.engine, self._metrics, progress=spec.report_weights)
         node = self._node = WorkerNode(cluster_pb2.ROLE_DECODE, spec, engine, self._metrics, [])
         receiver = Receiver(spec.transfer, node.layout, engine.pool.data, node.incarnation, self._metrics)
         address = await node.listen()
@@ -62,6 +62,7 @@ class DecodeWorker:
             metrics=self._metrics,
         )
         requests = self._requests = Requests(parts)
+        parts.engine_loop.start()
         self._janitor = asyncio.create_task(self._free_slots_of_the_gone(parts))
         node.dial_routers(requests)
         logger.info("serving on %s", address)

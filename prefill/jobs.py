@@ -21,7 +21,7 @@ from prefill.config import PrefillConfig
 from protocol import cluster_pb2
 from protocol.errors import InvalidRequest, Overloaded, ServalError, Unavailable
 from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
-from protocol.lifecycle import Event, Lifecycle, Role
+from protocol.lifecycle import Event, Lifecycle, Role, State
 from protocol.sampling import SamplingParams
 from worker.wire import logprobs_to_proto
 
@@ -152,9 +152,11 @@ class Jobs:
         """The engine has given the sequence its blocks: from now on what it computes can leave."""
         job.started_at = time.monotonic()
         job.cached_tokens = start
+        self._loop.call_soon_threadsafe(job.lifecycle.advance, Event.STARTED)
         request, sequence = job.request, job.sequence
         blocks = [
-            BlockId(block) for block in sequence.blocks[request.first_block : self._engine.kv.blocks_for(len(sequence.prompt))]
+            BlockId(block)
+            for block in sequence.blocks[request.first_block : self._engine.kv_cache.blocks_for(len(sequence.prompt))]
         ]
         try:
             job.transfer = self._sender.open(
@@ -166,7 +168,7 @@ class Jobs:
     def _blocks_ready(self, job: Job, end: int) -> int:
         """Blocks of the transfer that are complete when tokens [0, end) are: whole ones, and at the prompt's end also its last."""
         is_last = end >= len(job.sequence.prompt)
-        blocks = self._engine.kv.blocks_for(end) if is_last else end // self._engine.kv.block_size
+        blocks = self._engine.kv_cache.blocks_for(end) if is_last else end // self._engine.kv_cache.block_size
         return max(0, blocks - job.request.first_block)
 
     # ---- one job
@@ -180,18 +182,24 @@ class Jobs:
             raise Overloaded(f"{len(self)} prompts are open already")
         if not request.prompt:
             raise InvalidRequest("prompt must not be empty", "prompt")
-        needed = self._engine.kv.blocks_for(len(request.prompt))
-        if needed > self._engine.kv.num_blocks:
-            raise InvalidRequest(f"the prompt needs {needed} KV blocks; this worker has {self._engine.kv.num_blocks}", "prompt")
+        needed = self._engine.kv_cache.blocks_for(len(request.prompt))
+        if needed > self._engine.kv_cache.num_blocks:
+            raise InvalidRequest(
+                f"the prompt needs {needed} KV blocks; this worker has {self._engine.kv_cache.num_blocks}", "prompt"
+            )
         params = replace(SamplingParams.from_proto(request.sampling, default_max_tokens=1), max_tokens=1)
         key = f"{request.decode_incarnation:x}:{request.lease.lease_id}"
         if key in self._by_key:
             raise InvalidRequest(f"lease {request.lease.lease_id} is in use", "lease")
         sequence = Sequence(request_id=key, prompt=list(request.prompt), params=params)
         job = self._by_key[key] = Job(request, sequence, computed=self._loop.create_future())
-        self._idle.clear()
         assert self._engine_loop is not None
-        self._engine_loop.submit(sequence)
+        try:
+            self._engine_loop.submit(sequence)
+        except ServalError:
+            del self._by_key[key]
+            raise
+        self._idle.clear()
         return job
 
     def _first_token(self, job: Job, update: SequenceUpdate) -> cluster_pb2.PrefillEvent:
@@ -235,10 +243,14 @@ class Jobs:
 
     async def _clean_up(self, job: Job) -> None:
         """Ends what still runs and releases the blocks: only after the engine and the sender have let go of them."""
+        if job.lifecycle.state is not State.QUIESCING:
+            job.lifecycle.advance(Event.ABORTED)
         if not job.computed.done():
             self._abort_compute(job)
             await asyncio.wait({job.computed}, timeout=ENGINE_ABORT_TIMEOUT_S)
         await self._abort_transfer(job)
+        if job.lifecycle.can(Event.QUIESCED):
+            job.lifecycle.advance(Event.QUIESCED)
         del self._by_key[job.sequence.request_id]
         if not self._by_key:
             self._idle.set()

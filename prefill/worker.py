@@ -41,13 +41,14 @@ class PrefillWorker:
     async def start(self) -> str:
         """Loads the model, listens, and starts to dial the routers. Returns the gRPC address."""
         spec = self._spec
-        engine = await asyncio.to_thread(Engine.load, spec.model_dir, spec.engine, self._metrics, spec.progress)
+        engine = await asyncio.to_thread(Engine.load, spec.model_dir, spec.engine, self._metrics, progress=spec.report_weights)
         node = self._node = WorkerNode(cluster_pb2.ROLE_PREFILL, spec, engine, self._metrics, [SERVICE])
         self._sender = Sender(spec.transfer, node.layout, engine.pool.data, node.incarnation, self._metrics)
         jobs = self._jobs = Jobs(engine, self._sender, node.peer, self._config)
         engine.on_layer = jobs.on_layer
         self._engine_loop = EngineLoop(engine, publish=jobs.on_computed)
         jobs.attach(self._engine_loop)
+        self._engine_loop.start()
         cluster_pb2_grpc.add_PrefillServiceServicer_to_server(PrefillService(jobs), node.server.server)
         address = await node.listen()
         node.dial_routers(NoOrders())

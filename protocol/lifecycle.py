@@ -31,8 +31,6 @@ class State(StrEnum):
     """Decode: a prefill worker holds a write lease; neither the first token nor the whole KV is here."""
     RECEIVING = "receiving"
     """Decode: the first token is known (and sent on), layers are outstanding."""
-    LANDED = "landed"
-    """Decode: every layer is here and verified, the first token is not known yet (it travels on another channel)."""
     PREFILLING_LOCALLY = "prefilling_locally"
     """Decode: computes the prompt by itself."""
     DECODING = "decoding"
@@ -61,8 +59,6 @@ class Event(StrEnum):
     """Every KV entry of the prompt is in the pool and verified."""
     PREFILL_LOST = "prefill_lost"
     """The prefill worker failed, or its KV could not be verified; the slot is released or quarantined."""
-    PREEMPTED = "preempted"
-    """Its KV blocks were taken back; the prompt and the answer so far will be computed again."""
     STARTED = "started"
     WRITTEN = "written"
     """Every write was posted."""
@@ -98,8 +94,8 @@ TABLE: Mapping[Role, Mapping[State, Mapping[Event, State]]] = {
             Event.END: State.ENDED,
         },
         State.PREFILLING: {
+            # KV that is complete before the first token is known waits for it: the two travel on different channels.
             Event.FIRST_TOKEN: State.RECEIVING,
-            Event.KV_COMPLETE: State.LANDED,
             Event.PREFILL_LOST: State.RESERVED,
             Event.END: State.ENDED,
         },
@@ -108,19 +104,12 @@ TABLE: Mapping[Role, Mapping[State, Mapping[Event, State]]] = {
             Event.PREFILL_LOST: State.RESERVED,
             Event.END: State.ENDED,
         },
-        State.LANDED: {
-            Event.FIRST_TOKEN: State.DECODING,
-            Event.PREFILL_LOST: State.RESERVED,
-            Event.END: State.ENDED,
-        },
         State.PREFILLING_LOCALLY: {
-            # The token that a lost prefill worker had sampled already is kept: then only the KV is computed again.
+            # A token that a lost prefill worker had sampled already is kept; this is then the first one sampled here.
             Event.FIRST_TOKEN: State.DECODING,
-            Event.KV_COMPLETE: State.DECODING,
-            Event.PREEMPTED: State.QUEUED,
             Event.END: State.ENDED,
         },
-        State.DECODING: {Event.TOKENS: State.DECODING, Event.PREEMPTED: State.QUEUED, Event.END: State.ENDED},
+        State.DECODING: {Event.TOKENS: State.DECODING, Event.END: State.ENDED},
         State.ENDED: {},
     },
     Role.PREFILL: {
@@ -188,6 +177,12 @@ def mermaid(role: Role) -> str:
     return "\n".join(lines)
 
 
+def document() -> str:
+    """docs/lifecycle.md, whole."""
+    parts = ["# Lifecycle of a request", "Generated from the table in `protocol/lifecycle.py` by `make docs`."]
+    parts += [f"## {role}\n\n```mermaid\n{mermaid(role)}\n```" for role in Role]
+    return "\n\n".join(parts) + "\n"
+
+
 if __name__ == "__main__":
-    for each_role in Role:
-        print(f"## {each_role}\n\n```mermaid\n{mermaid(each_role)}\n```\n")
+    print(document(), end="")

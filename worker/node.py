@@ -1,6 +1,8 @@
 """The frame of a worker process: who it is, its gRPC server, its streams to the routers, its load."""
 
 import asyncio
+import hashlib
+from pathlib import Path
 
 from engine.engine import Engine
 from kvtransfer.layout import KVLayout
@@ -17,7 +19,9 @@ LAG_PROBE_PERIOD_S = 0.25
 class WorkerNode:
     """Knows nothing of prefill or decode. `peer` and `hello` are complete once `listen` has returned."""
 
-    def __init__(self, role: cluster_pb2.Role, spec: WorkerSpec, engine: Engine, metrics: Metrics, services: list[str]) -> None:
+    def __init__(
+        self, role: cluster_pb2.Role.ValueType, spec: WorkerSpec, engine: Engine, metrics: Metrics, services: list[str]
+    ) -> None:
         self.spec = spec
         self.incarnation: Incarnation = draw_incarnation()
         self.server = GrpcServer(services)
@@ -62,20 +66,19 @@ class WorkerNode:
             peer=self.peer,
             model=self.spec.model,
             layout_fingerprint=self.layout.fingerprint,
-            block_size=self._engine.kv.block_size,
-            kv_blocks=self._engine.kv.num_blocks,
+            block_size=self._engine.kv_cache.block_size,
+            kv_blocks=self._engine.kv_cache.num_blocks,
             max_model_len=self._engine.max_model_len,
             metrics_address=self.spec.metrics_address,
         )
 
     def _load(self) -> cluster_pb2.LoadReport:
-        load = self._engine.load()
         return cluster_pb2.LoadReport(
-            running=load.running,
-            waiting=load.waiting,
-            kv_blocks_used=self._engine.kv.num_held,
-            kv_blocks_total=self._engine.kv.num_blocks,
-            steps=load.steps,
+            running=self._engine.num_running,
+            waiting=self._engine.num_waiting,
+            kv_blocks_used=self._engine.kv_cache.num_held,
+            kv_blocks_total=self._engine.kv_cache.num_blocks,
+            steps=self._engine.steps,
         )
 
     async def _probe_lag(self) -> None:
@@ -87,12 +90,20 @@ class WorkerNode:
             self._metrics.loop_lag.of().observe(max(0.0, loop.time() - due))
 
 
+def revision_of(model_dir: Path) -> str:
+    """Tells checkpoints of one name apart without reading weights: the config's content, the weight files' names and sizes."""
+    digest = hashlib.sha256((model_dir / "config.json").read_bytes())
+    for file in sorted(model_dir.glob("*.safetensors")):
+        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+    return digest.hexdigest()[:16]
+
+
 def layout_of(spec: WorkerSpec, engine: Engine) -> KVLayout:
     """The KV layout by which peers recognise that their bytes mean the same."""
     pool = engine.pool
     return KVLayout(
         model=spec.model,
-        revision=engine.model_revision,
+        revision=revision_of(spec.model_dir),
         dtype=str(pool.data.dtype).removeprefix("torch."),
         layers=pool.num_layers,
         block_size=pool.block_size,

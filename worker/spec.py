@@ -31,3 +31,7 @@ class WorkerSpec:
     link: LinkConfig
     metrics_address: str = ""
     progress: Progress = silent
+
+    def report_weights(self, done: int, total: int) -> None:
+        """The engine's progress while it loads, passed on."""
+        self.progress("loading weights", done, total)

@@ -44,16 +44,6 @@ def test_every_state_is_reached_and_leads_to_the_end(role: Role) -> None:
     assert TABLE[role][State.ENDED] == {}
 
 
-def test_a_request_whose_first_token_overtakes_its_kv_and_one_whose_kv_does() -> None:
-    for first, second, between in (
-        (Event.FIRST_TOKEN, Event.KV_COMPLETE, State.RECEIVING),
-        (Event.KV_COMPLETE, Event.FIRST_TOKEN, State.LANDED),
-    ):
-        lifecycle = at(Role.DECODE, State.PREFILLING)
-        assert lifecycle.advance(first) is between
-        assert lifecycle.advance(second) is State.DECODING
-
-
 def test_an_ended_request_says_so() -> None:
     lifecycle = Lifecycle(Role.ROUTER)
     assert not lifecycle.has_ended
