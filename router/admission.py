@@ -11,6 +11,7 @@ from router.model import ModelInfo
 from router.openai_requests import MAX_STOP_LENGTH, MAX_STOP_STRINGS, ChatRequest, CompletionRequest, SamplingFields
 from router.request import GenerateSpec
 from router.tokenizer import TextTokenizer
+from router.workers import Membership
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; a chat answer may fill the context."""
@@ -31,7 +32,8 @@ _SAME_NAME = (
 class Admission:
     """Tokenises and checks. Raises InvalidRequest, naming the field, for what can never be served."""
 
-    def __init__(self, model: ModelInfo, tokenizer: TextTokenizer) -> None:
+    def __init__(self, model: ModelInfo, tokenizer: TextTokenizer, members: Membership) -> None:
+        self._members = members
         self._model = model
         self._tokenizer = tokenizer
 
@@ -121,7 +123,7 @@ class Admission:
         limit_is_asked_for: bool,
         stop: tuple[str, ...],
     ) -> GenerateSpec:
-        context = self._model.max_model_len
+        context = self._members.context_limit(self._model.max_model_len)
         room = context - len(prompt)
         if not prompt:
             raise InvalidRequest(f"{field} is empty", field)

@@ -16,6 +16,8 @@ from protocol.errors import ConfigError, InvalidRequest
 from router.model import read_json
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Templates ask whether these are none, and an undefined name is not.
+_NOTHING_ELSE = {"tools": None, "documents": None}
 
 
 class ChatTemplate:
@@ -50,8 +52,10 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt up to where the assistant speaks. Raises InvalidRequest where the template refuses the messages."""
         try:
-            return self._template.render(messages=list(messages), add_generation_prompt=True, **self._special_tokens)
-        except TemplateError as error:
+            return self._template.render(
+                messages=list(messages), add_generation_prompt=True, **_NOTHING_ELSE, **self._special_tokens
+            )
+        except (TemplateError, TypeError) as error:
             raise InvalidRequest(f"messages: the model's chat template refuses them: {error}", "messages") from error
 
 

@@ -204,7 +204,9 @@ def _asks_for_nothing(kind: type[SamplingFields], name: str, value: Any) -> bool
 
 
 def _named(error: ValidationError) -> InvalidRequest:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    # A union reports every member's complaint; the one that got furthest is the one that was meant.
+    first = max((each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]), key=lambda each: len(each["loc"]))
     if first["type"] == "extra_forbidden":
         field = str(first["loc"][-1])[:64]
         return InvalidRequest(f"unrecognised request argument: {field}", field)

@@ -74,4 +74,4 @@ def choose(policy: Policy, ask: Ask, pool: Sequence[Worker]) -> Worker | None:
 
 
 def _holds(worker: Worker, tokens: int) -> bool:
-    return not worker.hello.max_model_len or tokens <= worker.hello.max_model_len
+    return worker.max_tokens is None or tokens <= worker.max_tokens

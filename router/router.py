@@ -98,7 +98,7 @@ class _Running:
         accounting = Accounting(metrics)
         self.members = Membership(self._me, config.model, metrics)
         self._dispatcher = Dispatcher(config, model, tokenizer, self.members, accounting)
-        admission = Admission(model, tokenizer)
+        admission = Admission(model, tokenizer, self.members)
         self._front = OpenAiFront(config, tokenizer, admission, self._dispatcher, accounting)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._grpc = grpc.aio.server(options=_grpc_options(config))

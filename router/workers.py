@@ -49,6 +49,12 @@ class Worker:
         return POOL_NAMES[self.hello.role]
 
     @property
+    def max_tokens(self) -> int | None:
+        """The longest request, prompt and answer, that it can hold; None where it did not say."""
+        pool = self.hello.kv_blocks * self.hello.block_size
+        return min((limit for limit in (self.hello.max_model_len, pool) if limit), default=None)
+
+    @property
     def load_elsewhere(self) -> int:
         """Requests that other routers have there, as of the last report."""
         return max(0, self.load.running + self.load.waiting - self.in_flight_at_report)
@@ -88,6 +94,11 @@ class Membership:
 
     def pool(self, role: cluster_pb2.Role.ValueType) -> list[Worker]:
         return [worker for worker in self._workers.values() if worker.hello.role == role]
+
+    def context_limit(self, model_limit: int) -> int:
+        """Tokens, prompt and answer, that some live decode worker can hold; the model's own limit while there is none."""
+        limits = [worker.max_tokens or model_limit for worker in self.pool(DECODE)]
+        return min(model_limit, max(limits, default=model_limit))
 
     def join(self, hello: cluster_pb2.Hello, now: float) -> Worker:
         """Adds the worker, replacing at once an older stream of the same name. Raises RefusedWorker."""

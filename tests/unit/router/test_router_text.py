@@ -1,0 +1,140 @@
+"""Tokens to text: no character is split, no part of a stop string goes out, whatever the pieces."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models
+
+from router.text import AnswerText, StopStrings
+from router.token_bytes import TokenBytes
+from router.tokenizer import REPLACEMENT, Detokenizer, TextTokenizer
+from tests.integration.router_support import EOS, byte_level_tokenizer
+
+BACKEND = byte_level_tokenizer()
+TOKENIZER = TextTokenizer(BACKEND, None)
+
+
+def reference(text: str, stops: list[str]) -> tuple[str, bool]:
+    """The stop string that is complete first ends the text, where it begins."""
+    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    return (text[: min(ends)[1]], True) if ends else (text, False)
+
+
+@given(
+    st.text(alphabet="ab\n", max_size=30),
+    st.lists(st.text(alphabet="ab\n", min_size=1, max_size=5), max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_stop_strings_do_not_depend_on_how_the_text_is_cut(text: str, stops: list[str], draw: random.Random) -> None:
+    expected, expected_stop = reference(text, stops)
+    finder, out, rest, stopped = StopStrings(stops), "", text, False
+    while rest and not stopped:
+        size = draw.randint(1, 4)
+        piece, rest = rest[:size], rest[size:]
+        released, stopped = finder.feed(piece)
+        out += released
+        assert expected.startswith(out), "text beyond the stop string has leaked"
+    if not stopped:
+        out += finder.flush()
+    assert (out, stopped) == (expected, expected_stop)
+
+
+def test_what_may_become_a_stop_string_is_held_and_nothing_more() -> None:
+    finder = StopStrings(["stop", "##"])
+    assert finder.feed("a sto") == ("a ", False)
+    assert finder.feed("ne #") == ("stone ", False)
+    assert finder.feed("# x") == ("", True)
+
+
+@given(st.text(max_size=40))
+def test_pieces_join_to_the_text_and_split_no_character(text: str) -> None:
+    detokenizer = Detokenizer(TOKENIZER)
+    pieces = [detokenizer.push(token) for token in BACKEND.encode(text, add_special_tokens=False).ids]
+    assert "".join([*pieces, detokenizer.flush()]) == text
+    assert REPLACEMENT in text or not any(REPLACEMENT in piece for piece in pieces)
+
+
+def test_an_incomplete_last_character_is_dropped_but_not_what_precedes_it() -> None:
+    tokens = BACKEND.encode("stop😀").ids
+    detokenizer = Detokenizer(TOKENIZER)
+    text = "".join(detokenizer.push(token) for token in tokens[:-1]) + detokenizer.flush()
+    assert text == "stop"
+
+
+def test_text_in_a_token_that_also_begins_a_character_comes_out_at_the_end() -> None:
+    # One token " \xc3": a space and the first half of a character.
+    alphabet = {"Ġ": 0, "Ã": 1, "ĠÃ": 2}
+    backend = Tokenizer(models.BPE(vocab=alphabet, merges=[("Ġ", "Ã")]))
+    backend.decoder = decoders.ByteLevel()
+    detokenizer = Detokenizer(TextTokenizer(backend, None))
+    assert detokenizer.push(2) == ""
+    assert detokenizer.flush() == " "
+
+
+def test_bytes_that_never_become_a_character_are_not_held_for_ever() -> None:
+    continuation = BACKEND.token_to_id("¡")  # byte 0xA1, which begins no character
+    detokenizer = Detokenizer(TOKENIZER)
+    pieces = [detokenizer.push(continuation) for _ in range(1000)]
+    assert "".join(pieces).count(REPLACEMENT) > 900
+    assert detokenizer.push(BACKEND.token_to_id("a")).endswith("a")
+
+
+@given(st.lists(st.integers(min_value=0, max_value=BACKEND.get_vocab_size() - 1), max_size=80))
+def test_any_tokens_at_all_give_the_decoded_text(tokens: list[int]) -> None:
+    detokenizer = Detokenizer(TOKENIZER)
+    text = "".join([*(detokenizer.push(token) for token in tokens), detokenizer.flush()])
+    assert text.rstrip(REPLACEMENT) == BACKEND.decode(tokens).rstrip(REPLACEMENT)
+
+
+def test_leading_spaces_of_sentencepiece_words_survive() -> None:
+    pieces = ["<unk>", "▁the", "▁answer", "er"]
+    backend = Tokenizer(models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], unk_token="<unk>"))
+    backend.decoder = decoders.Metaspace()
+    detokenizer = Detokenizer(TextTokenizer(backend, None))
+    assert [detokenizer.push(token) for token in (1, 2, 3, 1)] == ["the", " answer", "er", " the"]
+
+
+def test_special_tokens_have_no_text() -> None:
+    detokenizer = Detokenizer(TOKENIZER)
+    assert detokenizer.push(BACKEND.token_to_id(EOS)) == ""
+
+
+def test_a_stop_string_counts_only_from_min_tokens_on() -> None:
+    answer = AnswerText(TOKENIZER, ["x"], min_tokens=3)
+    x = BACKEND.token_to_id("x")
+    assert [answer.push(x) for _ in range(3)] == [("x", False), ("x", False), ("", True)]
+    assert (answer.characters, answer.released) == (3, 2)
+
+
+def test_a_stop_string_completed_by_the_last_held_bytes_is_found() -> None:
+    alphabet = {"Ġ": 0, "Ã": 1, "ĠÃ": 2, "a": 3}
+    backend = Tokenizer(models.BPE(vocab=alphabet, merges=[("Ġ", "Ã")]))
+    backend.decoder = decoders.ByteLevel()
+    answer = AnswerText(TextTokenizer(backend, None), ["a "], min_tokens=0)
+    assert answer.push(3) == ("", False)
+    assert answer.push(2) == ("", False)
+    assert answer.finish() == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("token", "text", "data"),
+    [("Ġthe", " the", b" the"), ("Ã¤", "ä", "ä".encode()), ("Ã", REPLACEMENT, b"\xc3"), (EOS, EOS, EOS.encode())],
+)
+def test_bytes_of_byte_level_tokens(token: str, text: str, data: bytes) -> None:
+    assert TokenBytes(BACKEND).of(BACKEND.token_to_id(token)) == (text, data)
+
+
+def test_bytes_of_every_token_of_a_text_join_to_the_text() -> None:
+    text = "naïve 日本 😀\n\tthe end"
+    assert b"".join(TokenBytes(BACKEND).of(token)[1] for token in BACKEND.encode(text).ids) == text.encode()
+
+
+def test_bytes_of_sentencepiece_tokens() -> None:
+    pieces = {"<unk>": 0, "▁the": 1, "<0xE2>": 2}
+    backend = Tokenizer(models.BPE(vocab=pieces, merges=[], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    backend.add_special_tokens([AddedToken("<s>", special=True)])
+    assert [TokenBytes(backend).of(index)[1] for index in range(1, 4)] == [b" the", b"\xe2", b"<s>"]
+    assert TokenBytes(backend).of(99) == ("", b"")
