@@ -44,7 +44,7 @@ class Answer:
     due_s: float
     wanted_tokens: int
     event_s: list[float] = field(default_factory=list)
-    """When each event with new text (or the first token's) arrived. A server may put several tokens into one event."""
+    """When each event with tokens arrived. A server may put several tokens into one."""
     ended_s: float | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -141,15 +141,15 @@ JSON = {"content-type": "application/json"}
 
 def _take(answer: Answer, event: dict[str, Any], now_s: float) -> None:
     if error := event.get("error"):
-        raise StreamError(error.get("type") or error.get("code") or "unnamed")
+        raise StreamError(error.get("code") or error.get("type") or "unnamed")
     if usage := event.get("usage"):
         answer.prompt_tokens = usage["prompt_tokens"]
         answer.completion_tokens = usage["completion_tokens"]
         answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     for choice in event.get("choices", ()):
         reason = choice.get("finish_reason")
-        # A last event that only closes the answer brings no token; the first may bring one whose text is still to come.
-        if choice.get("text") or (not answer.event_s and reason is None):
+        # An event that only closes the answer brings no token; others may bring one whose text is still to come.
+        if choice.get("text") or reason is None:
             answer.event_s.append(now_s)
         answer.finish_reason = reason or answer.finish_reason
 
@@ -167,6 +167,6 @@ def _incomplete(answer: Answer) -> str | None:
 def _error_type(response: httpx.Response) -> str:
     try:
         error = orjson.loads(response.content)["error"]
-        return str(error.get("type") or error.get("code") or "unnamed")
+        return str(error.get("code") or error.get("type") or "unnamed")
     except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
         return response.reason_phrase

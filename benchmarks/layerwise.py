@@ -193,6 +193,7 @@ async def _trial(subject: Subject, prompt: list[int], output_tokens: int) -> Tri
         end_to_end_s=answer.end_to_end_s,
         transfer_s=growth.transfer.total_s,
         exposed_s=growth.exposed.total_s,
+        exposed_at_prefill_s=growth.exposed_at_prefill.total_s,
         landed_bytes=growth.landed_bytes,
     )
 

@@ -26,7 +26,9 @@ class Trial(BaseModel):
     transfer_s: float
     """First layer landed to the last."""
     exposed_s: float
-    """End of prefill compute to all layers landed and verified."""
+    """First token known at the decode worker to all layers landed and verified."""
+    exposed_at_prefill_s: float
+    """End of compute to the last write's completion."""
     landed_bytes: float
 
 
@@ -38,6 +40,7 @@ class LengthReport(BaseModel):
     link: str
     prompt_tokens: int
     exposed_s: Paired
+    exposed_at_prefill_s: Paired
     time_to_first_token_s: Paired
     second_token_s: Paired
     end_to_end_s: Paired
@@ -53,6 +56,7 @@ class LengthReport(BaseModel):
             link=link,
             prompt_tokens=prompt_tokens,
             exposed_s=paired("exposed_s"),
+            exposed_at_prefill_s=paired("exposed_at_prefill_s"),
             time_to_first_token_s=paired("time_to_first_token_s"),
             second_token_s=paired("second_token_s"),
             end_to_end_s=paired("end_to_end_s"),
@@ -119,6 +123,7 @@ def render(report: LayerwiseReport) -> RenderableType:
             f"{length.whole_prompt[0].landed_bytes / 1e6:.1f}",
             f"{length.whole_prompt_bytes_per_second / 1e6:,.0f}",
             *_medians(length.exposed_s),
+            _ratio(length.exposed_at_prefill_s),
             _ratio(length.time_to_first_token_s),
             *_medians(length.second_token_s),
             _ratio(length.end_to_end_s),

@@ -93,7 +93,9 @@ class TransferGrowth(BaseModel):
     transfer: HistogramGrowth
     """First to last layer landed."""
     exposed: HistogramGrowth
-    """End of prefill compute to all layers landed and verified: what overlap did not hide."""
+    """First token known at the decode worker to all layers landed and verified: what overlap did not hide."""
+    exposed_at_prefill: HistogramGrowth
+    """The same on the prefill worker's clock: end of compute to the last write's completion."""
     failures: dict[str, float]
     digest_mismatches: float
     local_prefills: dict[str, float]
@@ -109,6 +111,7 @@ class TransferGrowth(BaseModel):
             landed_bytes=total(samples, "serval_kv_transfer_bytes_total", role="decode"),
             transfer=HistogramGrowth.of(samples, "serval_kv_transfer_seconds", role="decode"),
             exposed=HistogramGrowth.of(samples, "serval_kv_transfer_exposed_seconds", role="decode"),
+            exposed_at_prefill=HistogramGrowth.of(samples, "serval_kv_transfer_exposed_seconds", role="prefill"),
             failures=by_label(samples, "serval_kv_transfer_failures_total", "reason"),
             digest_mismatches=total(samples, "serval_kv_digest_mismatches_total"),
             local_prefills=by_label(samples, "serval_local_prefills_total", "reason"),
@@ -131,7 +134,8 @@ class Scraper:
         try:
             response = await client.get("/sd/prometheus", timeout=5.0)
             response.raise_for_status()
-            workers = [target for group in response.json() for target in group["targets"]]
+            found = [(group["labels"]["role"], target) for group in response.json() for target in group["targets"]]
+            workers = [target for role, target in found if role != "router"]
         except (httpx.HTTPError, ValueError, LookupError, TypeError):
             workers = []
         return cls(client, workers)
