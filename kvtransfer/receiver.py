@@ -161,6 +161,11 @@ class Receiver:
         with self._lock:
             self._zone.check_integrity()
 
+    @property
+    def is_alive(self) -> bool:
+        """False: the receiver thread has ended and nothing can land any more."""
+        return self._thread.is_alive()
+
     def close(self, deadline_s: float = 5.0) -> bool:
         """Fails open leases and destroys the agent. False when the thread did not end in time (it is left behind)."""
         self._stopping = True
@@ -211,7 +216,11 @@ class Receiver:
             self._drop(reason)
             return
         assert lease is not None
-        self._land(lease, notification)
+        try:
+            self._land(lease, notification)
+        except Exception as error:
+            log.exception("KV of %s could not be copied", lease.request_id)
+            lease.fail(TransferFailed(f"unexpected {type(error).__name__}: {error}"))
 
     def _reason_to_drop(self, sender_name: str, notification: WriteNotification, lease: Lease | None) -> str | None:
         if notification.receiver != self._incarnation:

@@ -92,7 +92,7 @@ class Sender:
 
     def forget(self, incarnation: Incarnation) -> "Future[None]":
         """The decode worker is gone: ends its transfers and drops what the transport holds for it."""
-        return self._submit(lambda: self._remove_peer(incarnation, "it was reported gone"))
+        return self._submit(lambda: self._bury_peer(incarnation, "it was reported gone"))
 
     def open(
         self,
@@ -150,6 +150,11 @@ class Sender:
         self._wake.set()
         return answer
 
+    @property
+    def is_alive(self) -> bool:
+        """False: the sender thread has ended and no transfer can go on."""
+        return self._thread.is_alive()
+
     def close(self, deadline_s: float = 10.0) -> bool:
         """Ends every transfer, quiesces, destroys the agent. False when that took too long (the thread is left behind)."""
         self._stopping = True
@@ -191,11 +196,10 @@ class Sender:
     def _step(self) -> None:
         while self._inbox:
             self._inbox.popleft()()
-        for transfer in list(self._transfers.values()):
-            try:
-                self._advance(transfer)
-            except ServalError as error:
-                self._fail(transfer, error)
+        for key, transfer in list(self._transfers.items()):
+            # A peer's end, found by one of its transfers, ends the others too.
+            if key in self._transfers:
+                self._advance_or_fail(transfer)
         self._barriers.poll()
         try:
             for sender_name, _ in self._transport.notifications():
@@ -204,6 +208,15 @@ class Sender:
         except ServalError as error:
             log.warning("KV sender: %s", error)
 
+    def _advance_or_fail(self, transfer: Transfer) -> None:
+        try:
+            self._advance(transfer)
+        except ServalError as error:
+            self._fail(transfer, error)
+        except Exception as error:
+            log.exception("KV transfer of %s", transfer.request_id)
+            self._fail(transfer, TransferFailed(f"unexpected {type(error).__name__}: {error}"))
+
     def _advance(self, transfer: Transfer) -> None:
         """Polls what is in flight, posts what is ready, ends what is complete. Raises what ends the transfer."""
         now_s = time.monotonic()
@@ -211,6 +224,7 @@ class Sender:
             if posted.write.poll():
                 transfer.in_flight.remove(posted)
                 posted.write.release()
+                transfer.statistics.writes_done += 1
                 transfer.statistics.last_done_s = time.monotonic()
             elif now_s > posted.posted_s + self._config.write_timeout_s:
                 raise TransferFailed(f"the decode worker took no write for {self._config.write_timeout_s} s")
@@ -246,12 +260,13 @@ class Sender:
         posted_s = time.monotonic()
         if posted_s > transfer.deadline_s:
             raise LeaseExpired("the write lease ended before everything was written")
+        statistics.first_post_s = statistics.first_post_s or posted_s
+        # Before the post: one that raises may have sent some of its bytes.
+        statistics.writes += 1
         write = self._transport.write(transfer.peer, local, remote, notification.encode())
         self._metrics.kv_transfer_post_time.of().observe(time.monotonic() - posted_s)
         transfer.in_flight.append(PostedWrite(write, posted_s))
         transfer.mark_posted(region)
-        statistics.first_post_s = statistics.first_post_s or posted_s
-        statistics.writes += 1
         statistics.descriptors += local.shape[0]
         statistics.bytes += region.layers * region.blocks * self._layout.block_bytes
 
@@ -259,7 +274,7 @@ class Sender:
         """Ends a transfer that did not get through. What was in flight is fenced by a barrier first."""
         log.warning("KV transfer of %s failed: %s", transfer.request_id, error)
         self._metrics.kv_transfer_failures.of(reason=type(error).__name__).inc()
-        was_in_flight = bool(transfer.in_flight)
+        may_land = transfer.statistics.writes != transfer.statistics.writes_done
         while transfer.in_flight:
             transfer.in_flight.pop().write.release()
         key = (transfer.peer, transfer.lease_id)
@@ -269,7 +284,7 @@ class Sender:
         if isinstance(error, PeerGone) and peer is not None:
             self._remove_peer(transfer.peer, str(error))
             peer = None
-        if not was_in_flight:
+        if not may_land:
             self._end(transfer, error, quiesced=True)
         elif peer is None:
             self._end(transfer, error, quiesced=False)
@@ -314,7 +329,7 @@ class Sender:
         if peer.incarnation in self._peers:
             return
         for other in [other for other in self._peers.values() if other.name == peer.name]:
-            self._remove_peer(other.incarnation, f"{peer.name} was restarted")
+            self._bury_peer(other.incarnation, f"{peer.name} was restarted")
         self._transport.add_peer(metadata, peer.incarnation)
         try:
             self._transport.check_range(peer.incarnation, peer.landing_address, peer.zone_bytes)
@@ -323,6 +338,11 @@ class Sender:
             raise
         with self._lock:
             self._peers[peer.incarnation] = peer
+
+    def _bury_peer(self, incarnation: Incarnation, why: str) -> None:
+        """Removes a peer that no longer exists: nobody will ask for its leases."""
+        self._remove_peer(incarnation, why)
+        self._unconfirmed = {key for key in self._unconfirmed if key[0] != incarnation}
 
     def _remove_peer(self, incarnation: Incarnation, why: str) -> None:
         with self._lock:

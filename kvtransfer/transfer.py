@@ -58,6 +58,8 @@ class Statistics:
 
     bytes: int = 0
     writes: int = 0
+    """Begun."""
+    writes_done: int = 0
     descriptors: int = 0
     first_post_s: float = 0.0
     last_done_s: float = 0.0

@@ -1,6 +1,6 @@
 """A prefill and a decode process that move KV, and a way to call into them from a test.
 
-Each `Remote` is a spawned process that makes one host object and answers calls over a pipe. Every call has a deadline.
+Each `Remote` is a process that makes one host object and answers calls over a pipe. Every call has a deadline.
 """
 
 import multiprocessing
@@ -194,12 +194,14 @@ class Remote:
     """A host in a process of its own: `remote.method(...)` calls it there and raises what it raises."""
 
     def __init__(self, host: type, *args: Any, environment: dict[str, str] | None = None, **settings: Any) -> None:
-        context = multiprocessing.get_context("spawn")
+        # Forked from a fresh process that has imported torch (seconds) and nothing of NIXL.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "pydantic", "prometheus_client", "google.protobuf"])
         self._pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, host, args, settings, environment or {}), daemon=True)
         self.process.start()
         other.close()
-        self._answer()
+        self._is_starting = True
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any, **keywords: Any) -> Any:
@@ -210,10 +212,18 @@ class Remote:
 
     def begin(self, name: str, *args: Any, **keywords: Any) -> None:
         """Calls without waiting; `finish` takes the answer."""
+        self.ready()
         self._pipe.send((name, args, keywords))
 
     def finish(self) -> Any:
         return self._answer()
+
+    def ready(self) -> "Remote":
+        """Waits until the host is made; any call does too, so that several can start at once."""
+        if self._is_starting:
+            self._is_starting = False
+            self._answer()
+        return self
 
     def _answer(self) -> Any:
         if not self._pipe.poll(CALL_TIMEOUT_S):
@@ -236,6 +246,7 @@ class Remote:
     def end(self) -> int | None:
         """Ends the process in order; its exit code (negative: the signal that ended it)."""
         if self.process.is_alive():
+            self.ready()
             self._pipe.send(None)
             self.process.join(10)
             if self.process.is_alive():
