@@ -118,7 +118,8 @@ class RouterLink:
                     self.say_draining()
                 reports = asyncio.create_task(self._report(outbox))
                 try:
-                    async for order in call:
+                    # Only read(): a call that was read once refuses to be iterated.
+                    while (order := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                         self._dispatch(order)
                 finally:
                     reports.cancel()
