@@ -1,0 +1,91 @@
+"""The digest finds what can go wrong with KV blocks, and does not depend on how the work is cut up."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtransfer.digest import BlockDigest, unsigned
+
+WORDS = 24
+CPU = torch.device("cpu")
+GOLDEN = 0xB87D5C10E787C0C8
+
+
+def pool_of(seed: int, blocks: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-(2**63), 2**63 - 1, (blocks, WORDS), generator=generator, dtype=torch.int64)
+
+
+def digest_of(words: torch.Tensor, blocks: list[int], first_position: int = 0) -> int:
+    total = BlockDigest(WORDS, CPU).of_run(words, torch.tensor(blocks), first_position)
+    return unsigned([total])[0]
+
+
+def test_the_values_are_part_of_the_wire_format() -> None:
+    words = torch.arange(3 * WORDS, dtype=torch.int64).reshape(3, WORDS) * 0x0123456789ABCDEF
+    assert digest_of(words, [0, 1, 2]) == GOLDEN
+    assert digest_of(torch.zeros(3, WORDS, dtype=torch.int64), [0, 1, 2]) == 0
+
+
+def test_python_integers_agree() -> None:
+    """The definition in kvtransfer/digest.py, word by word."""
+    words = pool_of(3, blocks=2)
+    digest = BlockDigest(WORDS, CPU)
+    mask = 2**64 - 1
+
+    def mix(x: int) -> int:
+        return (x & mask) ^ ((x & mask) >> 32)
+
+    total = 0
+    for position, row in enumerate(words.tolist()):
+        block = sum(key * mix(word) for key, word in zip(digest._word_keys.tolist(), row, strict=True)) & mask
+        total += digest._position_keys[position].item() * mix(block)
+    assert digest_of(words, [0, 1]) == total & mask
+
+
+@given(st.integers(0, 1000), st.integers(0, 15), st.integers(0, WORDS - 1), st.integers(1, 2**64 - 1))
+def test_every_change_of_one_word_is_found(seed: int, block: int, word: int, change: int) -> None:
+    words = pool_of(seed)
+    before = digest_of(words, list(range(16)))
+    words[block, word] ^= change - 2**64 if change >= 2**63 else change
+    assert digest_of(words, list(range(16))) != before
+
+
+@given(
+    st.integers(0, 1000),
+    st.lists(st.tuples(st.integers(0, 15), st.integers(0, WORDS - 1)), min_size=2, max_size=6, unique=True),
+)
+def test_flips_of_several_top_bits_are_found(seed: int, places: list[tuple[int, int]]) -> None:
+    words = pool_of(seed)
+    before = digest_of(words, list(range(16)))
+    for block, word in places:
+        words[block, word] ^= -(2**63)
+    assert digest_of(words, list(range(16))) != before
+
+
+@given(st.integers(0, 1000), st.integers(0, 15), st.integers(0, 15))
+def test_exchanged_blocks_are_found(seed: int, a: int, b: int) -> None:
+    words = pool_of(seed)
+    order = list(range(16))
+    order[a], order[b] = order[b], order[a]
+    assert (digest_of(words, order) == digest_of(words, list(range(16)))) == (a == b)
+
+
+@given(st.integers(0, 1000), st.permutations(range(16)), st.integers(0, 16), st.integers(0, 2000))
+@settings(max_examples=50)
+def test_adjacent_runs_add_up_wherever_the_blocks_lie(seed: int, order: list[int], cut: int, first: int) -> None:
+    words = pool_of(seed)
+    whole = digest_of(words, order, first)
+    parts = (digest_of(words, order[:cut], first) if cut else 0) + (
+        digest_of(words, order[cut:], first + cut) if cut < 16 else 0
+    )
+    assert whole == parts % 2**64
+    assert whole == digest_of(words[torch.tensor(order)].contiguous(), list(range(16)), first)
+
+
+def test_long_runs_are_cut_into_chunks() -> None:
+    words = torch.arange(4096 * WORDS, dtype=torch.int64).reshape(4096, WORDS)
+    digest = BlockDigest(WORDS, CPU)
+    assert digest.chunk_blocks < 4096
+    by_slices = sum(int(digest.of_chunk(words, slice(begin, min(4096, begin + 100)), begin)) for begin in range(0, 4096, 100))
+    assert by_slices % 2**64 == digest_of(words, list(range(4096)))
