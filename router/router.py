@@ -177,5 +177,5 @@ def _grpc_options(config: RouterConfig) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # Workers ping as well; the default would answer GOAWAY to more than one ping in five minutes.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ]
