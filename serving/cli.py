@@ -91,6 +91,22 @@ def show_config(config: ServalConfig) -> None:
     sys.stdout.write(config.to_yaml())
 
 
+@app.command(name="chat")
+def start_chat(
+    question: Annotated[str | None, typer.Argument(help="One question. Without it: a conversation.")] = None,
+    url: Annotated[str, typer.Option(help="The cluster's HTTP address.")] = "http://127.0.0.1:8000",
+    model: Annotated[str, typer.Option(help="Default: the model that the cluster serves.")] = "",
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: the cluster's.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+) -> None:
+    """Talk to a running cluster."""
+    from serving.chat import chat
+    from serving.chat_client import ChatOptions
+
+    raise typer.Exit(chat(url, question, ChatOptions(model, system, temperature, max_tokens)))
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

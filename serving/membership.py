@@ -16,7 +16,7 @@ async def workers_of(client: httpx.AsyncClient, router_url: str) -> set[str]:
         response.raise_for_status()
     except httpx.HTTPError:
         return set()
-    return {worker["name"] for worker in response.json()["workers"]}
+    return {worker["name"] for worker in response.json()}
 
 
 async def wait_until_joined(router_url: str, names: Set[str]) -> None:

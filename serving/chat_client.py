@@ -1,0 +1,151 @@
+"""A conversation with a running cluster over its OpenAI HTTP front."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from protocol.errors import ConfigError, ServalError, Unavailable
+
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 600.0
+"""Longest silence within an answer: a long prompt on a CPU takes minutes to the first token."""
+
+
+class AnswerFailed(ServalError):
+    """The cluster refused the request, or the answer broke off; the message says why."""
+
+
+@dataclass(frozen=True)
+class AnswerFigures:
+    """`tokens_per_second` is decode speed: the first token apart. None where an answer has a single token."""
+
+    ttft_s: float
+    tokens: int
+    tokens_per_second: float | None
+
+    def __str__(self) -> str:
+        speed = f", {self.tokens_per_second:.1f} tokens/s" if self.tokens_per_second else ""
+        return f"{self.tokens} tokens, first after {self.ttft_s * 1000:.0f} ms{speed}"
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What every question of a conversation carries. `model` empty: whatever the cluster serves."""
+
+    model: str = ""
+    system: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+
+class Conversation:
+    """Keeps the history. One answer at a time; `figures` are those of the last whole answer."""
+
+    def __init__(self, client: httpx.Client, options: ChatOptions) -> None:
+        self._client = client
+        self._options = options
+        self.figures: AnswerFigures | None = None
+        self.messages: list[dict[str, str]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything but the system message."""
+        self.messages = [{"role": "system", "content": self._options.system}] if self._options.system else []
+
+    def ask(self, question: str) -> Iterator[str]:
+        """Yields the answer's pieces. What has been yielded when the caller stops is kept as the answer; a question that
+        failed is forgotten. Raises AnswerFailed."""
+        self.figures = None
+        self.messages.append({"role": "user", "content": question})
+        pieces: list[str] = []
+        try:
+            for piece in self._stream():
+                pieces.append(piece)
+                yield piece
+        except ServalError:
+            self.messages.pop()
+            raise
+        except (KeyboardInterrupt, GeneratorExit):
+            self._keep(pieces)
+            raise
+        self._keep(pieces)
+
+    def _keep(self, pieces: list[str]) -> None:
+        self.messages.append({"role": "assistant", "content": "".join(pieces)})
+
+    def _stream(self) -> Iterator[str]:
+        asked = time.monotonic()
+        first = last = None
+        tokens = 0
+        try:
+            with self._client.stream("POST", "/v1/chat/completions", json=self._body()) as response:
+                if response.status_code != httpx.codes.OK:
+                    response.read()
+                    raise AnswerFailed(_reason(response))
+                for event in _events(response):
+                    tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+                    for choice in event["choices"]:
+                        if text := choice["delta"].get("content"):
+                            last = time.monotonic()
+                            first = first or last
+                            yield text
+        except httpx.HTTPError as error:
+            raise AnswerFailed(f"the connection broke: {error or type(error).__name__}") from error
+        if first is not None and last is not None:
+            speed = (tokens - 1) / (last - first) if tokens > 1 and last > first else None
+            self.figures = AnswerFigures(first - asked, tokens, speed)
+
+    def _body(self) -> dict[str, Any]:
+        options = {"temperature": self._options.temperature, "max_tokens": self._options.max_tokens}
+        return {
+            "model": self._options.model,
+            "messages": self.messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **{name: value for name, value in options.items() if value is not None},
+        }
+
+
+def connect(url: str) -> httpx.Client:
+    """A client for the router at `url`. The environment's proxies are not asked: the cluster is ours."""
+    timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    try:
+        return httpx.Client(base_url=url, timeout=timeout, trust_env=False)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"--url: {error}") from error
+
+
+def served_model(client: httpx.Client) -> str:
+    """The name of the model that the cluster serves. Raises Unavailable when nothing answers there."""
+    try:
+        response = client.get("/v1/models")
+        response.raise_for_status()
+        return str(response.json()["data"][0]["id"])
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError) as error:
+        raise Unavailable(f"no Serval cluster answers at {client.base_url}: {error}; start one with `serval up`") from error
+
+
+def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """Server-sent events as objects, up to [DONE]. Raises AnswerFailed for an error event, and for a stream that is cut."""
+    for line in response.iter_lines():
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        event = json.loads(data)
+        if "error" in event:
+            raise AnswerFailed(event["error"]["message"])
+        yield event
+    raise AnswerFailed("the answer was cut off")
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return f"HTTP {response.status_code}"
