@@ -84,18 +84,18 @@ class Engine:
         dtype = choose_dtype(config, shape, device)
         num_blocks = count_blocks(config, shape, dtype)
         max_model_len = choose_max_model_len(config, shape, num_blocks)
-        with torch.inference_mode():
-            with Checkpoint(folder, progress) as checkpoint:
-                packed = can_pack(dtype, device) and checkpoint.size_bytes <= config.packed_weights_bytes
-                model = LlamaModel(shape, checkpoint, dtype=dtype, device=device, max_model_len=max_model_len, packed=packed)
-            pool = KVPool(
-                num_layers=shape.num_layers,
-                num_blocks=num_blocks,
-                block_size=config.block_size,
-                entry_width=shape.entry_width,
-                dtype=dtype,
-                device=device,
-            )
+        with torch.inference_mode(), Checkpoint(folder, progress) as checkpoint:
+            packed = can_pack(dtype, device) and checkpoint.size_bytes <= config.packed_weights_bytes
+            model = LlamaModel(shape, checkpoint, dtype=dtype, device=device, max_model_len=max_model_len, packed=packed)
+        # Outside inference mode: other threads write to it in place without knowing of that mode.
+        pool = KVPool(
+            num_layers=shape.num_layers,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            entry_width=shape.entry_width,
+            dtype=dtype,
+            device=device,
+        )
         return cls(model, pool, config, metrics, max_model_len=max_model_len, on_layer=on_layer)
 
     @property
@@ -208,7 +208,7 @@ class Engine:
             sequence.append(token_id)
             if sequence.first_token_s is None:
                 sequence.first_token_s = now_s
-            finish = self._finish_reason(sequence)
+            finish = self.finish_reason(sequence)
             if finish is not None:
                 self._scheduler.remove(sequence)
             shown = () if logprobs is None else (logprobs,)
@@ -223,7 +223,8 @@ class Engine:
         if completed_prompt:
             self.kv_cache.commit(sequence.tokens, sequence.blocks, num_computed)
 
-    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
+    def finish_reason(self, sequence: Sequence) -> FinishReason | None:
+        """Whether its last token ended the answer, and how; for a sequence with at least one answer token."""
         params, last = sequence.params, sequence.output[-1]
         is_end = last in params.stop_token_ids or (not params.ignore_eos and last in self.model_config.eos_token_ids)
         if is_end and len(sequence.output) >= params.min_tokens:
@@ -236,7 +237,7 @@ class Engine:
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, Sequence):
-                finish = self._finish_reason(item) if item.output else None
+                finish = self.finish_reason(item) if item.output else None
                 if finish is None:
                     self._scheduler.add(item)
                 else:

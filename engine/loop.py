@@ -22,7 +22,7 @@ class EngineLoop:
     """Steps an Engine in a thread of its own while there is work, and sleeps while there is none.
 
     A step that raises ends the sequences concerned with an error; the loop goes on. Three in a row make `is_healthy` False until
-    a step succeeds again: whoever watches the worker should replace it.
+    a forward pass succeeds again: whoever watches the worker should replace it.
     """
 
     def __init__(self, engine: Engine, publish: Publish) -> None:
@@ -72,13 +72,15 @@ class EngineLoop:
                 self.engine.wakeup.wait(None if self.engine.is_idle else BLOCKED_POLL_S)
 
     def _step(self) -> list[SequenceUpdate]:
+        steps = self.engine.steps
         try:
             updates = self.engine.step()
         except Exception as error:
             self._failures += 1
             logger.exception("an engine step failed")
             return self.engine.fail(error)
-        self._failures = 0
+        if self.engine.steps > steps:
+            self._failures = 0
         return updates
 
     def _deliver(self, updates: list[SequenceUpdate]) -> None:
