@@ -1,6 +1,7 @@
 """What `serval up` prints once the cluster serves."""
 
 import json
+import shlex
 from collections.abc import Mapping
 
 from serving.config import ServalConfig
@@ -29,7 +30,7 @@ def announcement(config: ServalConfig, ready: Mapping[str, Ready], seconds: floa
 
 def curl_line(url: str, model: str) -> str:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": QUESTION}], "stream": True})
-    return f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    return f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 def _count(number: int, role: str) -> str:

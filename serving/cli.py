@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+import benchmarks.load
 from protocol.errors import ConfigError, ServalError
 from serving.config import ServalConfig, load, parse_settings
 
@@ -105,6 +106,9 @@ def start_chat(
     from serving.chat_client import ChatOptions
 
     raise typer.Exit(chat(url, question, ChatOptions(model, system, temperature, max_tokens)))
+
+
+app.command(name="bench")(benchmarks.load.run)
 
 
 @app.command()

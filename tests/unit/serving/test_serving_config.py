@@ -1,0 +1,120 @@
+"""Settings from a file and flags, and the one line that a wrong one gets."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine.tiny import write_tiny_llama
+from protocol.errors import ConfigError
+from serving.config import ServalConfig, load, parse_settings
+from serving.model_folder import embedded_folder
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "serval.yaml"
+    path.write_text(text)
+    return path
+
+
+def error_of(file: Path | None = None, **flags: object) -> str:
+    with pytest.raises(ConfigError) as raised:
+        load(file, {name.replace("__", "."): value for name, value in flags.items()})
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def test_without_anything_it_is_one_of_each_with_the_embedded_model() -> None:
+    config = load(None, {})
+    assert (config.cluster.prefill, config.cluster.decode) == (1, 1)
+    assert (config.router.http_port, config.router.grpc_port) == (8000, 8001)
+    assert config.model == config.router.model_dir == embedded_folder()
+    assert config.router.model == "smollm2-135m-instruct"
+    assert config.engine.threads == 1
+
+
+def test_a_flag_wins_over_the_file_and_an_absent_flag_does_not(tmp_path: Path) -> None:
+    file = write(tmp_path, "engine: {block_size: 32, max_batch_tokens: 128}\ncluster: {decode: 2}\n")
+    config = load(file, {"engine.block_size": 64, "engine.max_batch_tokens": None})
+    assert (config.engine.block_size, config.engine.max_batch_tokens, config.cluster.decode) == (64, 128, 2)
+
+
+def test_sizes_have_units_in_the_file_and_as_flags(tmp_path: Path) -> None:
+    file = write(tmp_path, "engine: {kv_memory_bytes: 512MiB}\ntransfer: {landing_bytes: 64MiB}\n")
+    assert load(file, {}).transfer.landing_bytes == 64 << 20
+    assert load(file, {}).engine.kv_memory_bytes == 512 << 20
+    assert load(file, {"engine.kv_memory_bytes": "1GiB"}).engine.kv_memory_bytes == 1 << 30
+
+
+def test_a_model_folder_gives_the_served_name(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "my-model")
+    assert load(None, {"model": folder}).router.model == "my-model"
+    assert load(None, {"model": folder, "router.model": "other"}).router.model == "other"
+
+
+def test_one_host_for_everything_unless_the_router_has_its_own() -> None:
+    assert load(None, {"cluster.host": "127.0.0.2"}).router.host == "127.0.0.2"
+    assert load(None, {"cluster.host": "127.0.0.2", "router.host": "127.0.0.3"}).router.host == "127.0.0.3"
+
+
+def test_what_is_printed_can_be_read_again(tmp_path: Path) -> None:
+    config = load(None, {"engine.block_size": 8, "router.http_port": 0})
+    assert load(write(tmp_path, config.to_yaml()), {}) == config
+    assert ServalConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("engine__block_size", 0, "engine.block_size: must be greater than or equal to 1, not 0"),
+        ("engine__dtype", "float8", "engine.dtype: must be 'auto', 'float32' or 'bfloat16', not 'float8'"),
+        ("cluster__decode", "many", "cluster.decode: must be a valid integer"),
+        ("router__policy", "best", "router.policy: must be 'least_loaded' or 'round_robin', not 'best'"),
+        ("engine__blok_size", 4, "engine.blok_size: no such setting; did you mean block_size?"),
+        ("engin__block_size", 4, "engin: no such setting; did you mean engine?"),
+        ("engine__kv_memory_bytes", "lots", "engine.kv_memory_bytes: must be a size like 512MiB or 1GiB, not 'lots'"),
+        ("model", "/no/such/folder", "model: /no/such/folder is not a Hugging Face model folder"),
+        ("model", 7, "model: must be the path of a folder, not 7"),
+        ("router__model_dir", "/elsewhere", "router.model_dir: must be left out"),
+        ("engine", 3, "engine: must be a mapping of settings"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_the_setting(name: str, value: object, message: str) -> None:
+    assert error_of(**{name: value}).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("engine: [", "serval.yaml:1: not valid YAML"),
+        ("- a\n- b\n", "serval.yaml: must be a mapping of settings"),
+        ("engine:\n  block_size: 1.5\n", "engine.block_size: must be a valid integer"),
+        ("nonsense: 1\n", "nonsense: no such setting"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    assert message in error_of(write(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert error_of(tmp_path / "none.yaml") == f"{tmp_path}/none.yaml: No such file or directory"
+
+
+def test_an_empty_file_and_an_empty_group_mean_defaults(tmp_path: Path) -> None:
+    assert load(write(tmp_path, ""), {}) == load(None, {})
+    assert load(write(tmp_path, "engine:\n"), {}) == load(None, {})
+
+
+def test_settings_on_the_command_line_are_yaml() -> None:
+    assert parse_settings(["a.b=3", "c=null", "d=x=y"]) == {"a.b": 3, "c": None, "d": "x=y"}
+    with pytest.raises(ConfigError, match="must be NAME=VALUE"):
+        parse_settings(["block_size"])
+
+
+def test_every_setting_says_what_it_is() -> None:
+    config = load(None, {})
+    for group in yaml.safe_load(config.to_yaml()):
+        model = getattr(config, group)
+        for name, field in getattr(type(model), "model_fields", {}).items():
+            assert field.description, f"{group}.{name}"
