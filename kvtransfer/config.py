@@ -73,7 +73,12 @@ class TransferConfig(BaseModel):
         description="Seconds of pumping before the agent is destroyed: right after a peer's death it would abort.",
     )
     active_poll_s: float = Field(
-        200e-6, gt=0, description="Seconds between polls while something is under way (median write of 290 us, no busy core)."
+        200e-6, gt=0, description="Seconds between polls while something moves (median write of 290 us, no busy core)."
+    )
+    waiting_poll_s: float = Field(
+        1e-3,
+        gt=0,
+        description="Seconds between polls when what is under way has not moved for a while: polls space out towards this.",
     )
     idle_poll_s: float = Field(20e-3, gt=0, description="Seconds between polls while nothing is under way.")
     digest: bool = Field(True, description="Verify every layer on its copy in the pool. Both ends must agree.")

@@ -34,42 +34,33 @@ class BlockDigest:
         self._mixed = torch.empty(self.chunk_blocks, block_words, dtype=torch.int64, device=device)
         self._gathered = torch.empty_like(self._mixed)
 
-    def of_chunk(self, words: torch.Tensor, blocks: slice | torch.Tensor, first_position: int) -> torch.Tensor:
-        """Digest of `words[blocks]` as a scalar int64 tensor; words `[num_blocks, block_words]`, at most `chunk_blocks` blocks.
+    def block_sums(self, words: torch.Tensor, rows: slice | torch.Tensor, out: torch.Tensor) -> None:
+        """`out[i]` becomes the digest of the block in row `rows[i]` of `words [any, block_words]`; at most `chunk_blocks`."""
+        values = self._gather(words, rows)
+        mixed = self._mixed[: values.shape[0]]
+        torch.bitwise_right_shift(values, 32, out=mixed)
+        mixed.bitwise_and_(LOW_HALF).bitwise_xor_(values).mul_(self._word_keys)
+        torch.sum(mixed, 1, out=out)
 
-        `first_position` is the first block's place in its request. Sums (mod 2^64) over chunks are the digest of the whole.
+    def combine(self, sums: torch.Tensor, first_position: int) -> list[int]:
+        """The digest of each layer, in [0, 2^64): `sums [layers, blocks]`, the first block at `first_position` of its request.
+
+        Waits for the device. Digests of adjacent runs add up (mod 2^64) to that of the whole.
         """
-        rows = self._gather(words, blocks)
-        count = rows.shape[0]
-        mixed = self._mixed[:count]
-        torch.bitwise_right_shift(rows, 32, out=mixed)
-        mixed.bitwise_and_(LOW_HALF).bitwise_xor_(rows).mul_(self._word_keys)
-        sums = mixed.sum(1)
-        sums ^= (sums >> 32) & LOW_HALF
-        return (sums * self._keys_at(first_position, count)).sum()
+        mixed = (sums >> 32).bitwise_and_(LOW_HALF).bitwise_xor_(sums)
+        digests = mixed.mul_(self._keys_at(first_position, sums.shape[1])).sum(1)
+        return [int(digest) % WORD_MODULUS for digest in digests.tolist()]
 
-    def of_run(self, words: torch.Tensor, blocks: torch.Tensor, first_position: int) -> torch.Tensor:
-        """Digest of any number of blocks: `blocks` is a 1-D index into `words [num_blocks, block_words]`."""
-        total = torch.zeros((), dtype=torch.int64, device=words.device)
-        for start in range(0, blocks.shape[0], self.chunk_blocks):
-            total += self.of_chunk(words, blocks[start : start + self.chunk_blocks], first_position + start)
-        return total
-
-    def _gather(self, words: torch.Tensor, blocks: slice | torch.Tensor) -> torch.Tensor:
-        if isinstance(blocks, slice):
-            return words[blocks]
-        return torch.index_select(words, 0, blocks, out=self._gathered[: blocks.shape[0]])
+    def _gather(self, words: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
+        if isinstance(rows, slice):
+            return words[rows]
+        return torch.index_select(words, 0, rows, out=self._gathered[: rows.shape[0]])
 
     def _keys_at(self, first: int, count: int) -> torch.Tensor:
         if first + count > self._position_keys.shape[0]:
             grown = max(first + count, 2 * self._position_keys.shape[0])
             self._position_keys = _keys(grown, seed=2).to(self._position_keys.device)
         return self._position_keys[first : first + count]
-
-
-def unsigned(digests: list[torch.Tensor]) -> list[int]:
-    """Scalar digests as integers in [0, 2^64): one wait for the device, however many there are."""
-    return [int(value) % WORD_MODULUS for value in torch.stack(digests).tolist()] if digests else []
 
 
 def _keys(count: int, seed: int) -> torch.Tensor:

@@ -65,10 +65,10 @@ class KVLayout:
         return f"kv{FORMAT}-{hashlib.sha256(fields.encode()).hexdigest()[:32]}"
 
     def words_of(self, pool: torch.Tensor) -> torch.Tensor:
-        """The pool as int64 `[layers, num_blocks, block_words]`, sharing its memory. Raises ConfigError for another shape."""
+        """The pool as int64 `[layers * num_blocks, block_words]`, sharing its memory. Raises ConfigError for another shape."""
         expected = (self.layers, self.block_size, self.entry_width)
         if pool.dim() != 4 or (pool.shape[0], pool.shape[2], pool.shape[3]) != expected or pool.dtype != self.torch_dtype:
             raise ConfigError(f"KV pool {tuple(pool.shape)} {pool.dtype} does not fit {self}")
         if not pool.is_contiguous():
             raise ConfigError("KV pool must be contiguous")
-        return pool.view(self.layers, pool.shape[1], -1).view(torch.int64)
+        return pool.view(self.layers * pool.shape[1], -1).view(torch.int64)

@@ -6,8 +6,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from kvtransfer.blocks import BlockList
+from kvtransfer.blocks import BlockList, Rows
 from kvtransfer.landing import Slot
 from kvtransfer.notification import WriteNotification, request_key
 from protocol import cluster_pb2
@@ -103,9 +104,16 @@ class Lease:
     def has_all(self) -> bool:
         return bool(self._arrived.all())
 
-    def landing_block(self, layer: int, block: int) -> int:
-        """Where block `block` of layer `layer` lands: the layout of protocol/cluster.proto's WriteLease."""
-        return self.slot.first_block + layer * len(self.pool_blocks) + block
+    def rows(self, notification: WriteNotification, device: torch.device) -> tuple[Rows, Rows]:
+        """Where a write landed and where it goes: rows of the zone and of the pool, in the same order, layer by layer.
+
+        Block b of layer l lands at first + l * blocks + b: protocol/cluster.proto's WriteLease.
+        """
+        begin, end = notification.first_block, notification.first_block + notification.blocks
+        layer = np.arange(notification.first_layer, notification.first_layer + notification.layers, dtype=np.int64)[:, None]
+        landed = self.slot.first_block + layer * len(self.pool_blocks) + np.arange(begin, end, dtype=np.int64)
+        pool = self.pool_blocks.rows(notification.first_layer, notification.layers, begin, end)
+        return Rows(landed.ravel(), device), Rows(pool, device)
 
     def complete(self) -> None:
         """Every block was verified."""

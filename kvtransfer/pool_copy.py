@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from kvtransfer.device import wait_for_stream
-from kvtransfer.digest import BlockDigest, unsigned
+from kvtransfer.digest import BlockDigest
 from kvtransfer.layout import KVLayout
 from kvtransfer.lease import Lease
 from kvtransfer.notification import WriteNotification
@@ -31,29 +31,24 @@ class PoolCopy:
         Returns None when the lease was closed meanwhile: from then on nothing more is copied. `between_pieces` is called after
         each piece, so that the transport progresses during a long copy.
         """
-        digests = []
-        begin, end = notification.first_block, notification.first_block + notification.blocks
-        for layer in range(notification.first_layer, notification.first_layer + notification.layers):
-            total = torch.zeros((), dtype=torch.int64, device=landing.device)
-            for position in range(begin, end, self._digest.chunk_blocks):
-                count = min(self._digest.chunk_blocks, end - position)
-                with lease.copying:
-                    if not lease.is_open:
-                        return None
-                    piece = self._copy_piece(landing, lease, layer, position, count)
-                    if verify:
-                        total += self._digest.of_chunk(self._words[layer], piece, position)
-                    wait_for_stream(landing.device)
-                between_pieces()
-            digests.append(total)
-        return unsigned(digests) if verify else []
+        source, target = lease.rows(notification, landing.device)
+        sums = torch.empty(len(target), dtype=torch.int64, device=landing.device)
+        for begin in range(0, len(target), self._digest.chunk_blocks):
+            piece = slice(begin, min(len(target), begin + self._digest.chunk_blocks))
+            rows = target.piece(piece.start, piece.stop)
+            with lease.copying:
+                if not lease.is_open:
+                    return None
+                self._copy_piece(landing[source.piece(piece.start, piece.stop)], rows)
+                if verify:
+                    self._digest.block_sums(self._words, rows, sums[piece])
+                wait_for_stream(landing.device)
+            between_pieces()
+        shape = (notification.layers, notification.blocks)
+        return self._digest.combine(sums.view(shape), notification.first_block) if verify else []
 
-    def _copy_piece(self, landing: torch.Tensor, lease: Lease, layer: int, position: int, count: int) -> slice | torch.Tensor:
-        source = lease.landing_block(layer, position)
-        landed = landing[source : source + count]
-        target = lease.pool_blocks.select(position, position + count)
+    def _copy_piece(self, landed: torch.Tensor, target: slice | torch.Tensor) -> None:
         if isinstance(target, slice):
-            self._words[layer, target].copy_(landed)
+            self._words[target].copy_(landed)
         else:
-            self._words[layer].index_copy_(0, target, landed)
-        return target
+            self._words.index_copy_(0, target, landed)

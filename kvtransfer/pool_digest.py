@@ -4,7 +4,8 @@ import time
 
 import torch
 
-from kvtransfer.digest import BlockDigest, unsigned
+from kvtransfer.blocks import Rows
+from kvtransfer.digest import BlockDigest
 from kvtransfer.layout import KVLayout
 from kvtransfer.transfer import Region, Transfer
 
@@ -24,15 +25,15 @@ class PoolDigest:
         started_s = time.monotonic()
         for event in transfer.events_of(region):
             event.synchronize()
-        digests = []
-        if self._enabled:
-            end = region.first_block + region.blocks
-            for layer in range(region.first_layer, region.first_layer + region.layers):
-                total = torch.zeros((), dtype=torch.int64, device=self._words.device)
-                for begin in range(region.first_block, end, self._digest.chunk_blocks):
-                    piece = transfer.blocks.select(begin, min(end, begin + self._digest.chunk_blocks))
-                    total += self._digest.of_chunk(self._words[layer], piece, begin)
-                digests.append(total)
-        found = unsigned(digests)
+        found = self._digests(transfer, region) if self._enabled else []
         self.last_seconds = time.monotonic() - started_s
         return found
+
+    def _digests(self, transfer: Transfer, region: Region) -> list[int]:
+        end = region.first_block + region.blocks
+        rows = Rows(transfer.blocks.rows(region.first_layer, region.layers, region.first_block, end), self._words.device)
+        sums = torch.empty(len(rows), dtype=torch.int64, device=self._words.device)
+        for begin in range(0, len(rows), self._digest.chunk_blocks):
+            piece = slice(begin, min(len(rows), begin + self._digest.chunk_blocks))
+            self._digest.block_sums(self._words, rows.piece(piece.start, piece.stop), sums[piece])
+        return self._digest.combine(sums.view(region.layers, region.blocks), region.first_block)

@@ -20,6 +20,7 @@ from kvtransfer.landing import LandingZone, SlotEvent, SlotState
 from kvtransfer.layout import KVLayout
 from kvtransfer.lease import Lease
 from kvtransfer.notification import MalformedNotification, WriteNotification
+from kvtransfer.pace import Pace
 from kvtransfer.pool_copy import PoolCopy
 from kvtransfer.transport import Transport, agent_name
 from protocol.errors import InvalidRequest, LeaseExpired, Overloaded, PeerGone, ServalError, TransferFailed
@@ -27,6 +28,9 @@ from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
 from telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+SWEEP_S = 0.01
+"""Between two rounds of the janitor."""
 
 _kept_mapped: list[torch.Tensor] = []
 """Landing zones of closed receivers that a live peer may still write to: unmapping one kills the process."""
@@ -62,6 +66,8 @@ class Receiver:
         self._leases: dict[LeaseId, Lease] = {}
         self._pumping: dict[Lease, float] = {}
         self._next_lease = 1
+        self._pace = Pace(config)
+        self._next_sweep_s = 0.0
         self._unread: deque[tuple[str, bytes]] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -101,7 +107,7 @@ class Receiver:
         """
         if not 1 <= len(pool_blocks) <= self.max_blocks:
             raise InvalidRequest(f"{len(pool_blocks)} KV blocks; kvtransfer.landing_bytes allows 1 to {self.max_blocks}")
-        blocks = BlockList(pool_blocks, self._pool_blocks, self._device)
+        blocks = BlockList(pool_blocks, self._pool_blocks)
         with self._lock:
             slot = self._zone.reserve(len(pool_blocks) * self._layout.layers)
             if slot is None:
@@ -182,19 +188,28 @@ class Receiver:
         with own_stream(self._device):
             while not self._stopping:
                 self._step()
-                busy = bool(self._leases)
-                self._wake.wait(self._config.active_poll_s if busy else self._config.idle_poll_s)
-                self._wake.clear()
+                self._wait()
         for lease in list(self._leases.values()):
             lease.fail(TransferFailed("the receiver is closing"))
         self._transport.close()
+
+    def _wait(self) -> None:
+        if self._leases:
+            time.sleep(self._pace.interval_s())
+        else:
+            self._wake.wait(self._config.idle_poll_s)
+            self._wake.clear()
+            self._pace.progressed()
 
     def _step(self) -> None:
         try:
             self._read_notifications()
             while self._unread:
                 self._receive(*self._unread.popleft())
-            self._expire_and_free()
+                self._pace.progressed()
+            if time.monotonic() >= self._next_sweep_s:
+                self._next_sweep_s = time.monotonic() + SWEEP_S
+                self._expire_and_free()
         except ServalError as error:
             # One peer's failure; the others' transfers go on.
             log.warning("KV receiver: %s", error)
@@ -260,8 +275,9 @@ class Receiver:
     def _corrupt_sometimes(self, lease: Lease, notification: WriteNotification) -> None:
         one_in = self._config.corrupt_one_in
         if one_in and random.randrange(one_in) == 0:
-            block = lease.landing_block(notification.first_layer, notification.first_block)
-            self._zone.words[block].view(torch.uint8)[random.randrange(self._layout.block_bytes)] ^= 1 << random.randrange(8)
+            landed, _ = lease.rows(notification, self._device)
+            block = self._zone.words[landed.piece(0, 1)].view(torch.uint8)
+            block[0, random.randrange(self._layout.block_bytes)] ^= 1 << random.randrange(8)
 
     def _expire_and_free(self) -> None:
         """The janitor."""

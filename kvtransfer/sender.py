@@ -17,6 +17,7 @@ from kvtransfer.config import TransferConfig
 from kvtransfer.device import own_stream
 from kvtransfer.layout import KVLayout
 from kvtransfer.notification import WriteNotification
+from kvtransfer.pace import Pace
 from kvtransfer.peer import Peer
 from kvtransfer.pool_digest import PoolDigest
 from kvtransfer.quiesce import Barriers
@@ -60,6 +61,7 @@ class Sender:
         self._transfers: dict[LeaseKey, Transfer] = {}
         self._aborted: OrderedDict[LeaseKey, None] = OrderedDict()
         self._unconfirmed: set[LeaseKey] = set()
+        self._pace = Pace(config)
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -108,7 +110,7 @@ class Sender:
         InvalidRequest for one that does not fit.
         """
         key = (decode_incarnation, LeaseId(lease.lease_id))
-        blocks = BlockList(pool_blocks, self._pool.shape[1], self._pool.device)
+        blocks = BlockList(pool_blocks, self._pool.shape[1])
         with self._lock:
             peer = self._peers.get(decode_incarnation)
             if peer is None:
@@ -190,7 +192,9 @@ class Sender:
 
     def _wait(self) -> None:
         busy = self._barriers.any_pending or any(transfer.in_flight for transfer in list(self._transfers.values()))
-        self._wake.wait(self._config.active_poll_s if busy else self._config.idle_poll_s)
+        if not busy:
+            self._pace.progressed()
+        self._wake.wait(self._pace.interval_s() if busy else self._config.idle_poll_s)
         self._wake.clear()
 
     def _step(self) -> None:
@@ -224,6 +228,7 @@ class Sender:
             if posted.write.poll():
                 transfer.in_flight.remove(posted)
                 posted.write.release()
+                self._pace.progressed()
                 transfer.statistics.writes_done += 1
                 transfer.statistics.last_done_s = time.monotonic()
             elif now_s > posted.posted_s + self._config.write_timeout_s:
@@ -264,6 +269,7 @@ class Sender:
         # Before the post: one that raises may have sent some of its bytes.
         statistics.writes += 1
         write = self._transport.write(transfer.peer, local, remote, notification.encode())
+        self._pace.progressed()
         self._metrics.kv_transfer_post_time.of().observe(time.monotonic() - posted_s)
         transfer.in_flight.append(PostedWrite(write, posted_s))
         transfer.mark_posted(region)

@@ -140,6 +140,13 @@ class PrefillHost:
         for layer in range(first, first + layers):
             self.transfers[request_id].layer_ready(layer, upto)
 
+    def drip(self, request_id: str, upto: int, layer_s: float) -> None:
+        """Layers as an engine would report them, `layer_s` apart."""
+        for layer in range(self.layout.layers):
+            time.sleep(layer_s)
+            self.transfers[request_id].layer_ready(layer, upto)
+        self.transfers[request_id].compute_done()
+
     def compute_done(self, request_id: str) -> None:
         self.transfers[request_id].compute_done()
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtransfer.digest import BlockDigest, unsigned
+from kvtransfer.digest import CPU_CHUNK_WORDS, BlockDigest
 
 WORDS = 24
 CPU = torch.device("cpu")
@@ -17,8 +17,12 @@ def pool_of(seed: int, blocks: int = 16) -> torch.Tensor:
 
 
 def digest_of(words: torch.Tensor, blocks: list[int], first_position: int = 0) -> int:
-    total = BlockDigest(WORDS, CPU).of_run(words, torch.tensor(blocks), first_position)
-    return unsigned([total])[0]
+    digest = BlockDigest(WORDS, CPU)
+    sums = torch.empty(len(blocks), dtype=torch.int64)
+    for begin in range(0, len(blocks), digest.chunk_blocks):
+        piece = slice(begin, begin + digest.chunk_blocks)
+        digest.block_sums(words, torch.tensor(blocks[piece]), sums[piece])
+    return digest.combine(sums.view(1, -1), first_position)[0]
 
 
 def test_the_values_are_part_of_the_wire_format() -> None:
@@ -83,9 +87,13 @@ def test_adjacent_runs_add_up_wherever_the_blocks_lie(seed: int, order: list[int
     assert whole == digest_of(words[torch.tensor(order)].contiguous(), list(range(16)), first)
 
 
-def test_long_runs_are_cut_into_chunks() -> None:
-    words = torch.arange(4096 * WORDS, dtype=torch.int64).reshape(4096, WORDS)
+def test_slices_and_layers_give_the_same() -> None:
+    words = pool_of(5, blocks=200)
     digest = BlockDigest(WORDS, CPU)
-    assert digest.chunk_blocks < 4096
-    by_slices = sum(int(digest.of_chunk(words, slice(begin, min(4096, begin + 100)), begin)) for begin in range(0, 4096, 100))
-    assert by_slices % 2**64 == digest_of(words, list(range(4096)))
+    sums = torch.empty(200, dtype=torch.int64)
+    digest.block_sums(words, slice(0, 200), sums)
+    assert digest.combine(sums.view(2, 100), 7) == [
+        digest_of(words, list(range(100)), 7),
+        digest_of(words, list(range(100, 200)), 7),
+    ]
+    assert BlockDigest(CPU_CHUNK_WORDS // 4, CPU).chunk_blocks == 4

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtransfer.blocks import BlockList, Run
+from kvtransfer.blocks import BlockList, Rows, Run
 from kvtransfer.config import TransferConfig
 from kvtransfer.layout import KVLayout
 from kvtransfer.peer import Peer
@@ -28,7 +28,7 @@ def make_transfer(blocks: list[int], layers: int = 4, **settings: Any) -> Transf
         peer=1,
         lease_id=1,
         first_landing_block=10,
-        blocks=BlockList(blocks, 1000, CPU),
+        blocks=BlockList(blocks, 1000),
         layers=layers,
         block_bytes=BLOCK_BYTES,
         deadline_s=0.0,
@@ -126,23 +126,26 @@ def test_every_block_is_written_once(data: st.DataObject, layers: int, blocks: i
 @given(st.permutations(range(20)), st.integers(0, 19), st.integers(1, 20))
 def test_runs_and_selections_cover_the_list(order: list[int], begin: int, length: int) -> None:
     end = min(20, begin + length)
-    blocks = BlockList(order, 20, CPU)
+    blocks = BlockList(order, 20)
     runs = blocks.runs(begin, end)
     assert [run.first + i for run in runs for i in range(run.blocks)] == order[begin:end]
     assert [run.position + i for run in runs for i in range(run.blocks)] == list(range(begin, end))
     assert all(a.first + a.blocks != b.first for a, b in pairwise(runs))
-    assert torch.arange(20)[blocks.select(begin, end)].tolist() == order[begin:end]
-    assert isinstance(blocks.select(begin, end), slice) == (len(runs) == 1)
+    rows = Rows(blocks.rows(3, 2, begin, end), CPU)
+    expected = [layer * 20 + block for layer in (3, 4) for block in order[begin:end]]
+    assert torch.arange(100)[rows.piece(0, len(rows))].tolist() == expected
+    assert torch.arange(100)[rows.piece(0, end - begin)].tolist() == expected[: end - begin]
+    assert isinstance(rows.piece(0, end - begin), slice) == (len(runs) == 1)
 
 
 def test_contiguous_blocks_are_one_run() -> None:
-    assert BlockList(list(range(5, 15)), 20, CPU).runs(2, 8) == [Run(7, 2, 6)]
+    assert BlockList(list(range(5, 15)), 20).runs(2, 8) == [Run(7, 2, 6)]
 
 
 @pytest.mark.parametrize("blocks", [[], [-1], [20], [3, 4, 3]])
 def test_wrong_blocks_are_refused(blocks: list[int]) -> None:
     with pytest.raises(InvalidRequest):
-        BlockList(blocks, 20, CPU)
+        BlockList(blocks, 20)
 
 
 def test_descriptors_follow_the_lease_layout() -> None:
@@ -186,7 +189,7 @@ def test_an_impossible_layout_is_a_config_error(change: dict[str, Any]) -> None:
 
 def test_a_pool_of_another_shape_is_refused() -> None:
     layout = KVLayout("m", "r", "float32", layers=2, block_size=4, entry_width=8)
-    assert layout.words_of(torch.zeros(2, 10, 4, 8)).shape == (2, 10, 16)
+    assert layout.words_of(torch.zeros(2, 10, 4, 8)).shape == (20, 16)
     for pool in (
         torch.zeros(3, 10, 4, 8),
         torch.zeros(2, 10, 4, 8, dtype=torch.float16),
