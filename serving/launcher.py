@@ -24,7 +24,7 @@ DEATHS_MOST = 5
 DEATHS_WINDOW_S = 60.0
 """A process that dies DEATHS_MOST times within DEATHS_WINDOW_S will go on dying: the cluster stops and says so."""
 
-EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
 
 
 class ClusterFailed(ServalError):
@@ -78,7 +78,7 @@ class Launcher:
             await _first_of(stopped, None, keepers)
             self._display.line("draining; Ctrl-C again kills")
             await self._stop([["router"], ["decode"], ["prefill"]])
-            return 0
+            return EXIT_INTERRUPTED if hurry.is_set() else 0
         except ServalError:
             await self._stop([["router", "decode", "prefill"]])
             raise
