@@ -39,6 +39,8 @@ class Place:
 
     address: str = "127.0.0.1"
     device: str = "lo"
+    transports: str | None = None
+    """UCX transports; None: as the settings have it."""
     namespace: Namespace | None = None
 
     def entered(self) -> contextlib.AbstractContextManager[None]:
@@ -76,6 +78,8 @@ def settings_at(settings: Mapping[str, Any], place: Place, router: Place) -> dic
         "router": {"host": router.address, "http_port": 0, "grpc_port": 0},
         "transfer": {"net_device": place.device},
     }
+    if place.transports is not None:
+        changed["transfer"]["transports"] = place.transports
     return {**settings, **{name: {**settings[name], **change} for name, change in changed.items()}}
 
 
@@ -154,16 +158,17 @@ class Cluster:
         config.write_text(json.dumps(settings_at(self._settings, place, self.router)))
         log = config.with_suffix(".log")
         read_end, write_end = os.pipe()
-        command = [sys.executable, "-m", "serving.process", "--role", role, "--model", self._settings["model"], *arguments]
+        command = place.namespace.command_prefix if place.namespace else []
+        command += [sys.executable, "-m", "serving.process", "--role", role, *arguments]
         command += ["--config", str(config), "--status-fd", str(write_end), "--parent", str(os.getpid())]
-        with log.open("wb") as log_stream, place.entered():
+        with log.open("wb") as log_stream:
             popen = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log_stream,
                 stderr=subprocess.STDOUT,
                 pass_fds=(write_end,),
-                env=environment(self._settings["cluster"]["threads"]),
+                env=environment(self._settings["engine"]["threads"]),
                 start_new_session=True,  # Ctrl-C is for the benchmark, which stops its clusters by itself
             )
         os.close(write_end)
@@ -183,11 +188,12 @@ class Cluster:
         raise ClusterError(f"{self.name}: the workers did not join the router in time")
 
 
-def environment(threads: int) -> dict[str, str]:
-    """What numeric libraries read when they are loaded; the same as under `serval up`."""
+def environment(threads: int | None) -> dict[str, str]:
+    """What numeric libraries read when they are loaded; the same as under `serval up`. None: a thread per core."""
+    number = str(threads or os.cpu_count() or 1)
     return os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": number,
+        "MKL_NUM_THREADS": number,
         "TOKENIZERS_PARALLELISM": "false",
         "NIXL_LOG_LEVEL": "ERROR",
         "PYTHONUNBUFFERED": "1",

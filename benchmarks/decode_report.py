@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.completions import Answer
 from benchmarks.paired import Machine, Paired, Verdict
@@ -84,4 +85,4 @@ def render(report: DecodeReport) -> RenderableType:
         rate = one.tokens_per_second
         ratio = "-" if rate.ratio is None else f"{rate.ratio:.2f} ({rate.smallest_ratio:.2f}-{rate.largest_ratio:.2f})"
         table.add_row(str(one.streams), f"{rate.our_median:.1f}", f"{rate.their_median:.1f}", ratio)
-    return Group(table, *(str(verdict) for verdict in report.verdicts()))
+    return Group(table, *(Text(str(verdict)) for verdict in report.verdicts()))

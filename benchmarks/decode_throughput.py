@@ -19,8 +19,6 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from benchmarks.cluster import Cluster, ClusterError, Place, environment, read_settings, vocabulary_size
 from benchmarks.completions import CompletionRequest, complete
@@ -33,6 +31,7 @@ from benchmarks.decode_report import (
     together_tokens_per_second,
 )
 from benchmarks.paired import Machine, Paired, order
+from benchmarks.terminal import progress_bar, result_console
 from benchmarks.workload import token_prompt
 
 ANSWER_TIMEOUT_S = 300.0
@@ -69,7 +68,7 @@ def run(
     problem: str | None = None
     name = str(model or "")
     try:
-        settings = read_settings(model, [f"engine.dtype={dtype}", f"cluster.threads={threads}", *(setting or [])])
+        settings = read_settings(model, [f"engine.dtype={dtype}", f"engine.threads={threads}", *(setting or [])])
         name = settings["router"]["model"]
         with Cluster("decode", settings, Place(), Place(), Place()) as cluster:
             asyncio.run(_measure(cluster, settings, plan, done.append))
@@ -86,7 +85,7 @@ def run(
         output_tokens=output_tokens,
         streams=done,
     )
-    Console().print(render(report))
+    result_console().print(render(report))
     if json_file is not None:
         json_file.write_text(report.model_dump_json(indent=2) + "\n")
     if problem is not None:
@@ -133,7 +132,7 @@ class Peer:
 
 @contextlib.asynccontextmanager
 async def _peer(settings: Mapping[str, Any]) -> AsyncIterator[Peer]:
-    threads = str(settings["cluster"]["threads"])
+    threads = str(settings["engine"]["threads"])
     command = [sys.executable, "-m", "benchmarks.generate_peer", "--model", settings["model"], "--threads", threads]
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -142,7 +141,7 @@ async def _peer(settings: Mapping[str, Any]) -> AsyncIterator[Peer]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=PEER_LINE_BYTES,
-        env=environment(settings["cluster"]["threads"]),
+        env=environment(settings["engine"]["threads"]),
         start_new_session=True,
     )
     try:
@@ -159,7 +158,7 @@ async def _measure(cluster: Cluster, settings: Mapping[str, Any], plan: Plan, do
     """Calls `done` for each number of streams, as it is finished."""
     random, vocabulary = Random(plan.seed), vocabulary_size(settings)
     http = httpx.AsyncClient(base_url=cluster.url, timeout=None, trust_env=False)
-    bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    bar = progress_bar()
     async with http, _peer(settings) as peer:
         with bar:
             task = bar.add_task("decoding in turns", total=len(plan.streams) * (plan.rounds + 1) * 2)

@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 
 import httpx
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.completions import Answer, CompletionRequest, complete
+from benchmarks.terminal import progress_bar
 
 Report = Callable[[Answer], None]
 Users = Callable[[Report], list[Coroutine[None, None, None]]]
@@ -48,7 +47,7 @@ class Drive:
 
     async def _run(self, what: str, users: Users) -> None:
         started_s = time.perf_counter()
-        with _progress() as bar:
+        with progress_bar() as bar:
             task = bar.add_task(what, total=len(self._requests))
 
             def report(answer: Answer) -> None:
@@ -66,10 +65,3 @@ class Drive:
                 if current := asyncio.current_task():
                     current.uncancel()
         self.duration_s = time.perf_counter() - started_s
-
-
-def _progress() -> Progress:
-    """On stderr and only on a terminal: stdout is for the table."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

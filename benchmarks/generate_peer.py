@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers.utils import logging
 
 
 class Clock(StoppingCriteria):  # type: ignore[misc]
@@ -34,6 +35,7 @@ def main() -> None:
     """Reads requests until stdin ends."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
     _answer({"ready": True})
     for line in sys.stdin:

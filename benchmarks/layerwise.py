@@ -22,8 +22,6 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from benchmarks.cluster import Cluster, ClusterError, Place, read_settings, vocabulary_size
 from benchmarks.completions import CompletionRequest, complete
@@ -31,6 +29,7 @@ from benchmarks.layerwise_report import LayerwiseReport, LengthReport, Trial, re
 from benchmarks.paired import Machine, order
 from benchmarks.scrape import Scraper
 from benchmarks.slow_link import DEVICE, LinkUnavailable, SlowLink
+from benchmarks.terminal import progress_bar, result_console
 from benchmarks.workload import token_prompt
 
 REQUEST_TIMEOUT_S = 300.0
@@ -116,7 +115,7 @@ def run(
     except KeyboardInterrupt:
         problem = "interrupted"
     report = LayerwiseReport(machine=machine, dtype=dtype, slow_mbit=slow_mbit, output_tokens=output_tokens, lengths=reports)
-    Console().print(render(report))
+    result_console().print(render(report))
     if json_file is not None:
         json_file.write_text(report.model_dump_json(indent=2) + "\n")
     if problem is not None:
@@ -137,7 +136,7 @@ def _measure_link(kind: LinkKind, slow_mbit: float, settings: Mapping[str, Setti
             for mode in MODES
         ]
         vocabulary = vocabulary_size(settings[MODES[0]])
-        bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()))
+        bar = stack.enter_context(progress_bar())
         task = bar.add_task(f"{kind} link", total=len(plan.lengths) * plan.rounds * len(MODES))
         with ends.decode.entered():
             for length in plan.lengths:
@@ -148,7 +147,8 @@ def _ends(kind: LinkKind, slow_mbit: float, stack: contextlib.ExitStack) -> Ends
     if kind is LinkKind.LOCAL:
         return Ends(Place(), Place())
     link = stack.enter_context(SlowLink(slow_mbit))
-    return Ends(Place(link.far.address, DEVICE, link.far), Place(link.near.address, DEVICE, link.near))
+    # Processes of one machine could still copy into each other's memory past the link: only TCP goes through it.
+    return Ends(*(Place(end.address, DEVICE, "tcp", end) for end in (link.far, link.near)))
 
 
 async def _measure_length(
@@ -190,6 +190,7 @@ async def _trial(subject: Subject, prompt: list[int], output_tokens: int) -> Tri
     return Trial(
         time_to_first_token_s=answer.time_to_first_token_s,
         second_token_s=answer.event_s[1] - answer.due_s,
+        first_gap_s=answer.event_s[1] - answer.event_s[0],
         end_to_end_s=answer.end_to_end_s,
         transfer_s=growth.transfer.total_s,
         exposed_s=growth.exposed.total_s,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.paired import Machine, Paired, Verdict
 
@@ -22,6 +23,8 @@ class Trial(BaseModel):
     time_to_first_token_s: float
     second_token_s: float
     """To the second token: the first that needed the transferred KV."""
+    first_gap_s: float
+    """Between the first token and the second, at the client: exposed transfer and one decode step."""
     end_to_end_s: float
     transfer_s: float
     """First layer landed to the last."""
@@ -43,6 +46,7 @@ class LengthReport(BaseModel):
     exposed_at_prefill_s: Paired
     time_to_first_token_s: Paired
     second_token_s: Paired
+    first_gap_s: Paired
     end_to_end_s: Paired
     layerwise: list[Trial]
     whole_prompt: list[Trial]
@@ -59,6 +63,7 @@ class LengthReport(BaseModel):
             exposed_at_prefill_s=paired("exposed_at_prefill_s"),
             time_to_first_token_s=paired("time_to_first_token_s"),
             second_token_s=paired("second_token_s"),
+            first_gap_s=paired("first_gap_s"),
             end_to_end_s=paired("end_to_end_s"),
             layerwise=list(layerwise),
             whole_prompt=list(whole_prompt),
@@ -98,37 +103,51 @@ class LayerwiseReport(BaseModel):
 
 def render(report: LayerwiseReport) -> RenderableType:
     """For a terminal."""
-    table = Table(
-        title=f"layer-wise (L) against whole-prompt (W) transfer, {report.dtype}; medians in ms", title_justify="left"
+    verdicts = (Text(str(verdict)) for verdict in report.verdicts())
+    return Group(_exposed(report), _waiting(report), *verdicts)
+
+
+def _exposed(report: LayerwiseReport) -> Table:
+    """What the two worker kinds measured."""
+    title = (
+        f"exposed KV transfer, ms, {report.dtype}: layer-wise (L) and whole-prompt (W); slow link: {report.slow_mbit:g} Mbit/s"
     )
-    table.add_column("link")
-    for name in (
-        "prompt",
-        "KV, MB",
-        "W, MB/s",
-        "exposed L",
-        "W",
-        "L/W",
-        "TTFT L/W",
-        "2nd token L",
-        "W",
-        "L/W",
-        "end to end L/W",
-    ):
-        table.add_column(name, justify="right")
+    table = _table(title, ("KV, MB", "W, MB/s", "L", "W", "L/W", "L/W at prefill"))
     for length in report.lengths:
         table.add_row(
-            length.link if length.link != "slow" else f"{report.slow_mbit:g} Mbit/s",
+            length.link,
             str(length.prompt_tokens),
             f"{length.whole_prompt[0].landed_bytes / 1e6:.1f}",
             f"{length.whole_prompt_bytes_per_second / 1e6:,.0f}",
             *_medians(length.exposed_s),
             _ratio(length.exposed_at_prefill_s),
+        )
+    return table
+
+
+def _waiting(report: LayerwiseReport) -> Table:
+    """What the client saw."""
+    columns = ("1st token L/W", "1st to 2nd L", "W", "2nd token L", "W", "L/W", "last token L/W")
+    table = _table("what the client waits for, ms", columns)
+    for length in report.lengths:
+        table.add_row(
+            length.link,
+            str(length.prompt_tokens),
             _ratio(length.time_to_first_token_s),
+            *_medians(length.first_gap_s)[:2],
             *_medians(length.second_token_s),
             _ratio(length.end_to_end_s),
         )
-    return Group(table, *(str(verdict) for verdict in report.verdicts()))
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("link")
+    table.add_column("tokens", justify="right")
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
 
 
 def _medians(paired: Paired) -> tuple[str, str, str]:

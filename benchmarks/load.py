@@ -11,12 +11,12 @@ from typing import Annotated
 
 import httpx
 import typer
-from rich.console import Console
 
 from benchmarks.completions import CompletionRequest
 from benchmarks.drive import Drive
 from benchmarks.report import LoadReport, Workload, render
 from benchmarks.scrape import Scraper
+from benchmarks.terminal import result_console
 from benchmarks.workload import poisson_arrivals_s, prompts
 
 DEFAULT_VOCABULARY = 32_000
@@ -90,7 +90,7 @@ def run(
     except BenchmarkError as error:
         print(f"serval bench: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
-    Console().print(render(report))
+    result_console().print(render(report))
     if json_file is not None:
         json_file.write_text(report.model_dump_json(indent=2) + "\n")
     if report.interrupted:

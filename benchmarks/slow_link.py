@@ -38,10 +38,15 @@ class Namespace:
     name: str
     address: str
 
+    @property
+    def command_prefix(self) -> list[str]:
+        """Runs a command in here. It sees the namespace's devices also under /sys, where UCX looks for them; the process is
+        the command itself, with no other in between (ip-netns(8))."""
+        return ["ip", "netns", "exec", self.name]
+
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """The calling thread, and every process and thread it starts, opens its sockets in here; sockets keep their namespace.
-        Leave in the thread that entered (setns(2))."""
+        """The calling thread opens its sockets in here; they keep their namespace. Leave in the thread that entered (setns(2))."""
         with _opened(FOLDER / self.name) as here, _opened(Path("/proc/thread-self/ns/net")) as home:
             _set_namespace(here)
             try:

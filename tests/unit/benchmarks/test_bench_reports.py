@@ -79,6 +79,7 @@ def trial(exposed_s: float, second_token_s: float = 1.0) -> Trial:
     return Trial(
         time_to_first_token_s=0.5,
         second_token_s=second_token_s,
+        first_gap_s=second_token_s - 0.5,
         end_to_end_s=2.0,
         transfer_s=1.0,
         exposed_s=exposed_s,
