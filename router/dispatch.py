@@ -149,6 +149,7 @@ class Dispatcher:
             loop = asyncio.get_running_loop()
             self._queued[request] = None
             request.timers.append(loop.call_later(self._config.worker_wait_s, self._on_wait_over, request, request.number))
+            self._show_counts()
 
     def _place_queued(self) -> None:
         for request in list(self._queued):

@@ -83,7 +83,8 @@ class OpenAiFront:
         except BodyTooLarge:
             self._accounting.refused(InvalidRequest("body"))
             message = f"the body is larger than {self._config.max_body_bytes} bytes"
-            return RawResponse(413, error_body(message, 413), [*id_header, (b"connection", b"close")])
+            # The connection stays open, so that the client can read this; the rest of its body is thrown away.
+            return RawResponse(413, error_body(message, 413), id_header)
         except ClientDisconnect:
             return RawResponse(499, b"", id_header)
         except TimeoutError:

@@ -15,8 +15,8 @@ _STARTED_POLL_S = 0.01
 
 
 class HttpServer:
-    """`start` binds before it returns, so `port` is known. Sends each write at once (no Nagle delay; uvloop and asyncio set
-    TCP_NODELAY) and drops clients that accept nothing for `client_stall_s` while bytes wait for them."""
+    """`start` binds before it returns, so `port` is known. Sends each write at once (no Nagle delay), and
+    drops clients that accept nothing for `client_stall_s` while bytes wait for them."""
 
     def __init__(self, host: str, port: int, client_stall_s: float) -> None:
         self._socket = _bind(host, port, client_stall_s)
@@ -31,6 +31,7 @@ class HttpServer:
             access_log=False,
             lifespan="off",
             server_header=False,
+            proxy_headers=False,
             ws="none",
             timeout_keep_alive=_KEEP_ALIVE_S,
         )
@@ -63,7 +64,8 @@ def _bind(host: str, port: int, client_stall_s: float) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit both.
+        # Accepted connections inherit these. asyncio itself sets TCP_NODELAY only where a socket names its protocol.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(client_stall_s * 1000))
         listener.bind((host, port))

@@ -89,6 +89,7 @@ class FakeWorker:
         model: str = MODEL,
         fingerprint: str = "layout-1",
         max_model_len: int = CONTEXT,
+        kv_blocks: int = 100,
         hold_after: int | None = None,
         heartbeat_s: float = 0.05,
     ) -> None:
@@ -111,7 +112,7 @@ class FakeWorker:
             model=model,
             layout_fingerprint=fingerprint,
             block_size=16,
-            kv_blocks=100,
+            kv_blocks=kv_blocks,
             max_model_len=max_model_len,
             metrics_address="127.0.0.1:2",
         )
@@ -164,7 +165,6 @@ class FakeWorker:
 
     async def wait_closed(self) -> None:
         """Returns once the router has ended the stream; `status` and `details` say how."""
-        await asyncio.wait_for(self._call.wait_for_connection(), WAIT_S)
         self.status = await asyncio.wait_for(self._call.code(), WAIT_S)
         self.details = await self._call.details()
 
