@@ -17,6 +17,7 @@ from decode.config import DecodeConfig
 from decode.prefill_client import PrefillPeers
 from decode.remote_prefill import RemotePrefill
 from decode.request import DecodeRequest
+from engine.block_allocator import OutOfBlocks
 from engine.engine import Engine
 from engine.loop import EngineLoop
 from engine.sequence import SequenceUpdate
@@ -127,7 +128,9 @@ class Flow:
         request.timings.queue_s = time.monotonic() - request.arrived_at
         if request.lease is None or not await self._prefill_remotely():
             self._prefill_here()
-        await self._engine_end
+        if self._in_engine:  # not when the first token was the last
+            # Not the future itself: a cancelled waiter would cancel it, and `clean_up` asks it whether the engine has let go.
+            await asyncio.wait({self._engine_end})
 
     # ---- admission
 
@@ -139,11 +142,13 @@ class Flow:
             raise InvalidRequest(
                 f"a prompt of {len(sequence.prompt)} tokens needs {total} KV blocks; there are {kv.num_blocks}"
             )
-        cached, cached_tokens = kv.match_prefix(sequence.prompt)
-        if not kv.can_allocate(total - len(cached)):
+        cached, cached_tokens = kv.match_prefix(sequence.prompt, again=sequence.looked_up)
+        sequence.looked_up = True
+        try:
+            sequence.take([*cached, *kv.allocate(total - len(cached), after=cached[-1] if cached else None)])
+        except OutOfBlocks:
             kv.release(cached)
             return False
-        sequence.take([*cached, *kv.allocate(total - len(cached))])
         sequence.num_computed = request.cached_tokens = cached_tokens
         self._local_reason = self._reason_to_prefill_here(len(cached))
         if self._local_reason is None and not self._reserve_landing(len(cached)):
@@ -267,6 +272,7 @@ class Flow:
 
     async def clean_up(self) -> None:
         """Gives everything back. Runs to its end whatever becomes of the request; every wait in it is bounded."""
+        self._end(Outcome.CANCELLED)  # a task that was cancelled before its first step has told nobody
         if self._remote is not None and self._settling is None:
             self._settle()
         elif self.request.lease is not None and self._remote is None:

@@ -18,6 +18,8 @@ from worker.router_link import CHANNEL_OPTIONS
 
 logger = logging.getLogger(__name__)
 
+CLOSE_GRACE_S = 1.0
+
 ERROR_OF: dict[grpc.StatusCode, type[ServalError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
@@ -56,7 +58,10 @@ class PrefillPeer:
 
     async def prefill(self, request: cluster_pb2.PrefillRequest) -> AsyncIterator[cluster_pb2.PrefillEvent]:
         """The events of one prompt. Closing the iterator cancels the call."""
-        call = self._stub.Prefill(request)
+        try:
+            call = self._stub.Prefill(request)
+        except grpc.aio.UsageError as error:
+            raise Unavailable(f"prefill worker {self.peer.name} is gone") from error
         try:
             async for event in call:
                 yield event
@@ -72,16 +77,21 @@ class PrefillPeer:
             return bool((await self._stub.Abort(request, timeout=timeout_s)).quiesced)
         except grpc.aio.AioRpcError as error:
             logger.info("no confirmation from %s that lease %d is over: %s", self.peer.name, lease_id, error.details())
-            return False
+        except grpc.aio.UsageError:  # the channel is closed
+            logger.info("no confirmation from %s that lease %d is over: it is gone", self.peer.name, lease_id)
+        return False
 
     async def close(self) -> None:
-        await self._channel.close(None)
+        """Calls to a process that is gone end by themselves, with their own error; the grace is for that."""
+        await self._channel.close(CLOSE_GRACE_S)
 
     async def _introduce(self) -> None:
         try:
             answer = await self._stub.Introduce(self._introduction, timeout=self._connect_timeout_s)
         except grpc.aio.AioRpcError as error:
             raise _mapped(error, self.peer.name) from error
+        except grpc.aio.UsageError as error:
+            raise Unavailable(f"prefill worker {self.peer.name} is gone") from error
         if answer.prefill.incarnation != self.incarnation:
             raise Unavailable(f"{self.peer.name} was restarted: {self.peer.address} is another incarnation now")
 

@@ -89,6 +89,9 @@ class RemotePrefill:
                 raise Unavailable(f"{self._peer.peer.name} ended the call without a result")
         except ServalError as error:
             self._fail(error)
+        except asyncio.CancelledError:
+            self._fail(Unavailable(f"the call to {self._peer.peer.name} was given up"))
+            raise
 
     def _take(self, event: cluster_pb2.PrefillEvent) -> None:
         kind = event.WhichOneof("kind")

@@ -43,7 +43,7 @@ class Requests:
         self._by_key[request.sequence.request_id] = flow
         self._by_number[link, request.number] = flow
         self._idle.clear()
-        task = asyncio.create_task(self._run(flow), name=f"request-{request.request_id}")
+        task = asyncio.create_task(self._see_through(flow, flow.start()), name=f"clean-up-{request.request_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -53,7 +53,9 @@ class Requests:
             flow.cancel()
 
     def on_lost(self, link: RouterLink) -> None:
-        lost = [flow for (owner, _), flow in self._by_number.items() if owner is link]
+        numbers = [(owner, number) for owner, number in self._by_number if owner is link]
+        # At once: the router that answers on this link next begins its numbers anew.
+        lost = [self._by_number.pop(number) for number in numbers]
         if lost:
             logger.warning("router %s is gone; giving up its %d requests", link.address, len(lost))
         for flow in lost:
@@ -90,10 +92,15 @@ class Requests:
         except TimeoutError:
             logger.warning("%d requests still open after %g s", len(self), timeout_s)
 
-    async def _run(self, flow: Flow) -> None:
-        await flow.start()
-        await flow.clean_up()
+    async def _see_through(self, flow: Flow, way: asyncio.Task[None]) -> None:
+        await asyncio.wait({way})
+        try:
+            await flow.clean_up()
+        except Exception:
+            logger.exception("request %s could not be cleaned up", flow.request.request_id)
         del self._by_key[flow.request.sequence.request_id]
-        del self._by_number[flow.request.link, flow.request.number]
+        number = (flow.request.link, flow.request.number)
+        if self._by_number.get(number) is flow:
+            del self._by_number[number]
         if not self._by_key:
             self._idle.set()

@@ -7,7 +7,7 @@ once -> the last write completes -> the engine's blocks are released. A call tha
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 
@@ -92,11 +92,12 @@ class Jobs:
         await asyncio.wrap_future(introduced)
         return self._peer
 
-    async def run(self, request: cluster_pb2.PrefillRequest) -> AsyncIterator[cluster_pb2.PrefillEvent]:
+    async def run(self, request: cluster_pb2.PrefillRequest) -> AsyncGenerator[cluster_pb2.PrefillEvent, None]:
         """The events of one prompt. Closing the iterator early aborts the job and its lease."""
         job = self._accept(request)
         try:
-            update = await job.computed
+            # Shielded: a call that is cancelled would cancel the future, and `_clean_up` asks it whether the engine has let go.
+            update = await asyncio.shield(job.computed)
             if update.finish == "error" or not update.token_ids:
                 yield self._sent(await self._abort_transfer(job), str(update.error or "the prompt was given up"))
                 return
@@ -152,7 +153,7 @@ class Jobs:
         """The engine has given the sequence its blocks: from now on what it computes can leave."""
         job.started_at = time.monotonic()
         job.cached_tokens = start
-        self._loop.call_soon_threadsafe(job.lifecycle.advance, Event.STARTED)
+        self._loop.call_soon_threadsafe(_mark_started, job)
         request, sequence = job.request, job.sequence
         blocks = [
             BlockId(block)
@@ -160,7 +161,7 @@ class Jobs:
         ]
         try:
             job.transfer = self._sender.open(
-                RequestId(request.request_id), request.attempt, job.decode_incarnation, request.lease, blocks
+                RequestId(request.request_id), request.attempt, job.decode_incarnation, _rest_of_lease(job), blocks
             )
         except ServalError as error:
             job.refused = error
@@ -268,6 +269,19 @@ class Jobs:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
             logger.warning("%d prompts still open after %g s", len(self), timeout_s)
+
+
+def _rest_of_lease(job: Job) -> cluster_pb2.WriteLease:
+    """What is left now of the lease that came with the call: it runs while the prompt waits its turn."""
+    lease = cluster_pb2.WriteLease()
+    lease.CopyFrom(job.request.lease)
+    lease.duration_s = max(0.0, lease.duration_s - (job.started_at - job.accepted_at))
+    return lease
+
+
+def _mark_started(job: Job) -> None:
+    if job.lifecycle.can(Event.STARTED):  # not when it was aborted in the meantime
+        job.lifecycle.advance(Event.STARTED)
 
 
 def _resolve(future: asyncio.Future[SequenceUpdate], update: SequenceUpdate) -> None:

@@ -1,5 +1,6 @@
 """PrefillService: what decode workers ask of a prefill worker."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -38,8 +39,9 @@ class PrefillService(cluster_pb2_grpc.PrefillServiceServicer):
         self, request: cluster_pb2.PrefillRequest, context: Any
     ) -> AsyncIterator[cluster_pb2.PrefillEvent]:
         try:
-            async for event in self._jobs.run(request):
-                yield event
+            async with contextlib.aclosing(self._jobs.run(request)) as events:
+                async for event in events:
+                    yield event
         except ServalError as error:
             await _abort(context, error)
 
