@@ -4,8 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-KIB = 1024
-MIB = 1024 * KIB
+MIB = 1024 * 1024
 
 
 class TransferConfig(BaseModel):
@@ -28,7 +27,7 @@ class TransferConfig(BaseModel):
         256 * MIB, gt=0, description="Bytes of a decode worker's landing zone: bounds the prompts in transfer at one time."
     )
     min_write_bytes: int = Field(
-        256 * KIB,
+        MIB,
         ge=0,
         description="Layers are gathered until a write has this many bytes, except at the end of a prompt: a smaller write "
         "costs more processor time on its two ends than its head start is worth (measured: docs/kvtransfer.md).",
@@ -44,7 +43,11 @@ class TransferConfig(BaseModel):
         description="layerwise: a layer leaves while prefill computes the next. whole_prompt: nothing leaves before the end of "
         "compute; the baseline of benchmarks.",
     )
-    lease_s: float = Field(30.0, gt=0, description="Seconds for which a prefill worker may write into a landing slot.")
+    lease_s: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds for which a prefill worker may write into a landing slot: its queue and its compute lie within.",
+    )
     lease_margin_s: float = Field(
         0.25, ge=0, description="Seconds before the end of its lease at which the sender posts no more: its clock may differ."
     )

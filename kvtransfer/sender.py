@@ -16,13 +16,12 @@ from kvtransfer.blocks import BlockList
 from kvtransfer.config import TransferConfig
 from kvtransfer.device import own_stream
 from kvtransfer.layout import KVLayout
-from kvtransfer.notification import WriteNotification
 from kvtransfer.pace import Pace
 from kvtransfer.peer import Peer
-from kvtransfer.pool_digest import PoolDigest
 from kvtransfer.quiesce import Barriers
-from kvtransfer.transfer import PostedWrite, Region, Transfer, lease_end
+from kvtransfer.transfer import Transfer, lease_end
 from kvtransfer.transport import Transport
+from kvtransfer.writer import Writer
 from protocol import cluster_pb2
 from protocol.errors import InvalidRequest, LeaseExpired, PeerGone, ServalError, TransferFailed
 from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
@@ -52,9 +51,9 @@ class Sender:
         self._pool = pool
         self._incarnation = incarnation
         self._metrics = metrics
-        self._digest = PoolDigest(layout, pool, config.digest)
         self._transport = Transport(incarnation, config)
         self._transport.register(pool)
+        self._writer = Writer(config, layout, pool, incarnation, self._transport, metrics)
         self._barriers = Barriers(self._transport, pool.data_ptr(), config.barrier_timeout_s)
         self._lock = threading.Lock()
         self._peers: dict[Incarnation, Peer] = {}
@@ -223,66 +222,22 @@ class Sender:
 
     def _advance(self, transfer: Transfer) -> None:
         """Polls what is in flight, posts what is ready, ends what is complete. Raises what ends the transfer."""
-        now_s = time.monotonic()
-        for posted in list(transfer.in_flight):
-            if posted.write.poll():
-                transfer.in_flight.remove(posted)
-                posted.write.release()
-                self._pace.progressed()
-                transfer.statistics.writes_done += 1
-                transfer.statistics.last_done_s = time.monotonic()
-            elif now_s > posted.posted_s + self._config.write_timeout_s:
-                raise TransferFailed(f"the decode worker took no write for {self._config.write_timeout_s} s")
-        while len(transfer.in_flight) < self._config.writes_in_flight:
-            region = transfer.next_region()
-            if region is None:
-                break
-            self._post(transfer, region)
+        moved = self._writer.poll(transfer)
+        while len(transfer.in_flight) < self._config.writes_in_flight and (region := transfer.next_region()) is not None:
+            self._writer.post(self._peers[transfer.peer], transfer, region)
+            moved = True
+        if moved:
+            self._pace.progressed()
         if transfer.is_all_posted and not transfer.in_flight:
             self._end(transfer, None, quiesced=True)
         elif time.monotonic() > transfer.deadline_s:
             raise LeaseExpired("the write lease ended before everything was written")
 
-    def _post(self, transfer: Transfer, region: Region) -> None:
-        peer = self._peers[transfer.peer]
-        digests = self._digest.of_region(transfer, region)
-        self._metrics.kv_digest_time.of().inc(self._digest.last_seconds)
-        statistics = transfer.statistics
-        notification = WriteNotification(
-            sender=self._incarnation,
-            receiver=transfer.peer,
-            lease_id=transfer.lease_id,
-            request_key=transfer.request_key,
-            attempt=transfer.attempt,
-            sequence=statistics.writes,
-            first_layer=region.first_layer,
-            layers=region.layers,
-            first_block=region.first_block,
-            blocks=region.blocks,
-            digests=tuple(digests),
-        )
-        local, remote = peer.descriptors(transfer, region, self._pool.data_ptr(), self._pool.shape[1])
-        posted_s = time.monotonic()
-        if posted_s > transfer.deadline_s:
-            raise LeaseExpired("the write lease ended before everything was written")
-        statistics.first_post_s = statistics.first_post_s or posted_s
-        # Before the post: one that raises may have sent some of its bytes.
-        statistics.writes += 1
-        write = self._transport.write(transfer.peer, local, remote, notification.encode())
-        self._pace.progressed()
-        self._metrics.kv_transfer_post_time.of().observe(time.monotonic() - posted_s)
-        transfer.in_flight.append(PostedWrite(write, posted_s))
-        transfer.mark_posted(region)
-        statistics.descriptors += local.shape[0]
-        statistics.bytes += region.layers * region.blocks * self._layout.block_bytes
-
     def _fail(self, transfer: Transfer, error: ServalError) -> None:
         """Ends a transfer that did not get through. What was in flight is fenced by a barrier first."""
         log.warning("KV transfer of %s failed: %s", transfer.request_id, error)
         self._metrics.kv_transfer_failures.of(reason=type(error).__name__).inc()
-        may_land = transfer.statistics.writes != transfer.statistics.writes_done
-        while transfer.in_flight:
-            transfer.in_flight.pop().write.release()
+        may_land = self._writer.abandon(transfer)
         key = (transfer.peer, transfer.lease_id)
         del self._transfers[key]
         self._unconfirmed.add(key)
