@@ -38,8 +38,8 @@ class Sampler:
                 self._adjust_(logits[row], sequences[row])
         random_rows = [row for row, sequence in enumerate(sequences) if not sequence.params.is_greedy]
         if not random_rows:
-            return _to_list(logits.argmax(dim=-1))
-        tokens = _to_list(logits.argmax(dim=-1)) if len(random_rows) < len(sequences) else [0] * len(sequences)
+            return _to_list(logits.max(dim=-1).indices)
+        tokens = _to_list(logits.max(dim=-1).indices) if len(random_rows) < len(sequences) else [0] * len(sequences)
         drawn = _draw(logits[random_rows].float(), [sequences[row] for row in random_rows])
         for row, token in zip(random_rows, drawn, strict=True):
             tokens[row] = token
