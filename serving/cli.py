@@ -111,6 +111,14 @@ def start_chat(
 app.command(name="bench")(benchmarks.load.run)
 
 
+@app.command(name="doctor")
+def examine(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+    """Say what this machine offers, and what that means."""
+    from serving.doctor import doctor
+
+    raise typer.Exit(doctor(as_json))
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
