@@ -69,9 +69,8 @@ def transports(probe: TransportProbe) -> Iterable[Finding]:
     reach = "between hosts; choose one with transfer.net_device" if networks else "only within this host"
     yield Finding("UCX", "TCP", OK if networks else WARN, ", ".join(networks) or "loopback only", reach)
     fast = [pair for pair in probe.interfaces if pair.startswith(("rc_", "dc_", "ud_", "srd/"))]
-    yield Finding(
-        "UCX", "RDMA", OK if fast else WARN, ", ".join(fast) or "none", "between hosts without either CPU" if fast else shown
-    )
+    meaning = "between hosts past both processors" if fast else "between hosts only TCP"
+    yield Finding("UCX", "RDMA", OK if fast else WARN, ", ".join(fast) or "none", meaning)
 
 
 def rdma() -> Iterable[Finding]:
