@@ -78,11 +78,12 @@ def batch_tokens_per_second(token_s: Sequence[float], streams: int) -> float:
 def render(report: DecodeReport) -> RenderableType:
     """For a terminal."""
     shape = f"{report.input_tokens} in / {report.output_tokens} out, {report.threads} thread(s)"
-    table = Table(title=f"decode of {report.model}, {report.dtype}, {shape}: tokens/s, medians", title_justify="left")
+    title = Text(f"decode of {report.model}, {report.dtype}, {shape}: tokens/s, medians", style="italic")
+    table = Table()
     for column in ("streams", "cluster", "generate", "ratio (smallest-largest)"):
         table.add_column(column, justify="right")
     for one in report.streams:
         rate = one.tokens_per_second
         ratio = "-" if rate.ratio is None else f"{rate.ratio:.2f} ({rate.smallest_ratio:.2f}-{rate.largest_ratio:.2f})"
         table.add_row(str(one.streams), f"{rate.our_median:.1f}", f"{rate.their_median:.1f}", ratio)
-    return Group(table, *(Text(str(verdict)) for verdict in report.verdicts()))
+    return Group(title, table, *(Text(str(verdict)) for verdict in report.verdicts()))

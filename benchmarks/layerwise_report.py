@@ -104,15 +104,17 @@ class LayerwiseReport(BaseModel):
 def render(report: LayerwiseReport) -> RenderableType:
     """For a terminal."""
     verdicts = (Text(str(verdict)) for verdict in report.verdicts())
-    return Group(_exposed(report), _waiting(report), *verdicts)
+    exposed = f"exposed KV transfer, {report.dtype}, median ms: layer-wise (L) and whole-prompt (W)"
+    slow = f"; the slow link has {report.slow_mbit:g} Mbit/s" if any(one.link == "slow" for one in report.lengths) else ""
+    waiting = "what the client waits for, median ms; in brackets the smallest and largest ratio of a round"
+    return Group(
+        Text(exposed + slow, style="italic"), _exposed(report), Text(waiting, style="italic"), _waiting(report), *verdicts
+    )
 
 
 def _exposed(report: LayerwiseReport) -> Table:
     """What the two worker kinds measured."""
-    title = (
-        f"exposed KV transfer, ms, {report.dtype}: layer-wise (L) and whole-prompt (W); slow link: {report.slow_mbit:g} Mbit/s"
-    )
-    table = _table(title, ("KV, MB", "W, MB/s", "L", "W", "L/W", "L/W at prefill"))
+    table = _table(("KV, MB", "W, MB/s", "L", "W", "L/W", "L/W at prefill"))
     for length in report.lengths:
         table.add_row(
             length.link,
@@ -128,7 +130,7 @@ def _exposed(report: LayerwiseReport) -> Table:
 def _waiting(report: LayerwiseReport) -> Table:
     """What the client saw."""
     columns = ("1st token L/W", "1st to 2nd L", "W", "2nd token L", "W", "L/W", "last token L/W")
-    table = _table("what the client waits for, ms", columns)
+    table = _table(columns)
     for length in report.lengths:
         table.add_row(
             length.link,
@@ -141,8 +143,8 @@ def _waiting(report: LayerwiseReport) -> Table:
     return table
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
+def _table(columns: Sequence[str]) -> Table:
+    table = Table()
     table.add_column("link")
     table.add_column("tokens", justify="right")
     for name in columns:

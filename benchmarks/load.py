@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import secrets
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -51,16 +52,16 @@ def run(
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Requests open at any time. Default 1, without --rate.")
     ] = None,
-    rate: Annotated[
-        float | None, typer.Option(min=0.001, help="Requests per second, Poisson; --concurrency then has no meaning.")
-    ] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Requests per second, Poisson; excludes --concurrency.")] = None,
     prompt_kind: Annotated[
         PromptKind, typer.Option("--prompts", help="tokens: random ids. text: English words, tokenised by the server.")
     ] = PromptKind.TOKENS,
     vocabulary: Annotated[
         int | None, typer.Option(min=4, help="Size to draw ids from. Default: the model's, if it says.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same prompts and arrivals.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Same seed, same prompts, which prefix caches then know. Default: a new one each time.")
+    ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one answer.")] = 600.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here as JSON.")] = None,
 ) -> None:
@@ -80,7 +81,7 @@ def run(
         rate=rate,
         prompts=prompt_kind.value,
         vocabulary=vocabulary,
-        seed=seed,
+        seed=secrets.randbelow(2**32) if seed is None else seed,
         timeout_s=timeout_s,
     )
     try:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.completions import Answer
 from benchmarks.quantiles import Spread
@@ -93,11 +94,11 @@ class LoadReport(BaseModel):
 
 def render(report: LoadReport) -> RenderableType:
     """For a terminal."""
-    return Group(_latencies(report), _totals(report))
+    return Group(Text(_title(report), style="italic"), _latencies(report), _totals(report))
 
 
 def _latencies(report: LoadReport) -> Table:
-    table = Table(title=_title(report), title_justify="left")
+    table = Table()
     table.add_column("per request")
     for name in ("mean", "p50", "p90", "p99", "max"):
         table.add_column(name, justify="right")
@@ -129,7 +130,7 @@ def _totals(report: LoadReport) -> Table:
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    table.add_row("requests/s", f"{report.requests_per_second:.2f}")
+    table.add_row("requests/s", f"{report.requests_per_second:.2f} (seed {report.workload.seed})")
     cached = f", of them {report.cached_input_tokens:,} from prefix caches" if report.cached_input_tokens else ""
     table.add_row("tokens in", f"{report.input_tokens:,}{cached} ({report.input_tokens_per_second:,.1f}/s)")
     event = f", {report.tokens_per_event:.2f} per event" if report.tokens_per_event else ""

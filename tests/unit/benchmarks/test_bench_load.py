@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+import signal
+import sys
 from pathlib import Path
 
 import httpx
@@ -12,6 +14,7 @@ from benchmarks_support import PAUSE, Script, ScriptedServer, ending, serving, t
 from rich.console import Console
 from typer.testing import CliRunner
 
+from benchmarks import load
 from benchmarks.completions import CompletionRequest
 from benchmarks.drive import Drive
 from benchmarks.load import BenchmarkError, measure, run
@@ -133,3 +136,34 @@ async def test_the_command_prints_a_table_and_writes_json(command: typer.Typer, 
     assert "TTFT" in result.stdout and "per-user tokens/s" in result.stdout
     report = json.loads(file.read_text())
     assert report["answers"] == 3 and report["workload"]["concurrency"] == 1 and report["transfer"]["workers"] == 0
+
+
+async def test_ctrl_c_prints_what_there_is() -> None:
+    front = server()
+    front.answer = lambda body: whole_answer(3) if len(front.bodies) <= 4 else [token(" a"), PAUSE]
+    async with serving(front):
+        command = [sys.executable, "-m", "benchmarks.load", "--url", front.url, "--isl", "4", "--osl", "3", "--warmup", "0"]
+        # A process that was started with SIGINT ignored would never see it.
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdout=asyncio.subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        await asyncio.wait_for(front.paused.wait(), 30)
+        process.send_signal(signal.SIGINT)
+        output, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 130
+    assert "4 of 32 requests" in output.decode() and "(interrupted)" in output.decode()
+
+
+def test_without_a_seed_each_run_has_other_prompts(command: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    async def note(workload: Workload) -> None:
+        seeds.append(workload.seed)
+        raise BenchmarkError("seen")
+
+    monkeypatch.setattr(load, "measure", note)
+    for arguments in ([], [], ["--seed", "7"]):
+        CliRunner().invoke(command, arguments)
+    assert seeds[0] != seeds[1] and seeds[2] == 7
