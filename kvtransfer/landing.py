@@ -145,3 +145,10 @@ class LandingZone:
             else:
                 merged.append((start, count))
         self._free = merged
+
+
+def mermaid() -> str:
+    """A slot's life as a Mermaid state diagram, from the table."""
+    lines = ["stateDiagram-v2", f"    [*] --> {SlotState.FREE}"]
+    lines += [f"    {state} --> {after}: {event}" for (state, event), after in TRANSITIONS.items()]
+    return "\n".join(lines)

@@ -17,6 +17,8 @@ from protocol.ids import Incarnation
 class Peer:
     name: str
     incarnation: Incarnation
+    metadata: bytes
+    """The transport's own; see Transport.metadata."""
     landing_address: int
     landing_blocks: int
     """With the barrier's, which are the last."""

@@ -14,6 +14,7 @@ import torch
 
 from kvtransfer.blocks import BlockList
 from kvtransfer.config import TransferConfig
+from kvtransfer.connections import Connections
 from kvtransfer.device import own_stream
 from kvtransfer.layout import KVLayout
 from kvtransfer.pace import Pace
@@ -56,10 +57,10 @@ class Sender:
         self._writer = Writer(config, layout, pool, incarnation, self._transport, metrics)
         self._barriers = Barriers(self._transport, pool.data_ptr(), config.barrier_timeout_s)
         self._lock = threading.Lock()
-        self._peers: dict[Incarnation, Peer] = {}
+        self._connections = Connections(self._transport)
         self._transfers: dict[LeaseKey, Transfer] = {}
         self._aborted: OrderedDict[LeaseKey, None] = OrderedDict()
-        self._unconfirmed: set[LeaseKey] = set()
+        self._unconfirmed: dict[LeaseKey, int | None] = {}
         self._pace = Pace(config)
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
@@ -82,18 +83,18 @@ class Sender:
 
         The future raises InvalidRequest when the layouts differ, TransferFailed when the metadata or the zone is not as said.
         """
-        peer = Peer(name, incarnation, landing_address, landing_blocks, self._layout.block_bytes)
+        peer = Peer(name, incarnation, metadata, landing_address, landing_blocks, self._layout.block_bytes)
         if fingerprint != self._layout.fingerprint:
             failed: Future[None] = Future()
             failed.set_exception(
                 InvalidRequest(f"KV layouts differ: {name} has {fingerprint}, this worker {self._layout.fingerprint}")
             )
             return failed
-        return self._submit(lambda: self._add_peer(peer, metadata))
+        return self._submit(lambda: self._add_peer(peer))
 
     def forget(self, incarnation: Incarnation) -> "Future[None]":
         """The decode worker is gone: ends its transfers and drops what the transport holds for it."""
-        return self._submit(lambda: self._bury_peer(incarnation, "it was reported gone"))
+        return self._submit(lambda: self._remove_peer(incarnation, "it was reported gone"))
 
     def open(
         self,
@@ -110,11 +111,11 @@ class Sender:
         """
         key = (decode_incarnation, LeaseId(lease.lease_id))
         blocks = BlockList(pool_blocks, self._pool.shape[1])
+        peer = self._connections.known(decode_incarnation)
+        if peer is None:
+            raise PeerGone(f"decode worker {decode_incarnation:016x} has not been introduced")
+        peer.check_lease(lease, len(blocks), self._layout.layers)
         with self._lock:
-            peer = self._peers.get(decode_incarnation)
-            if peer is None:
-                raise PeerGone(f"decode worker {decode_incarnation:016x} has not been introduced")
-            peer.check_lease(lease, len(blocks), self._layout.layers)
             if key in self._aborted or key in self._transfers or key in self._unconfirmed:
                 raise LeaseExpired(f"lease {lease.lease_id} was aborted or is in use")
             transfer = Transfer(
@@ -224,7 +225,7 @@ class Sender:
         """Polls what is in flight, posts what is ready, ends what is complete. Raises what ends the transfer."""
         moved = self._writer.poll(transfer)
         while len(transfer.in_flight) < self._config.writes_in_flight and (region := transfer.next_region()) is not None:
-            self._writer.post(self._peers[transfer.peer], transfer, region)
+            self._writer.post(self._connections.connected(transfer.peer), transfer, region)
             moved = True
         if moved:
             self._pace.progressed()
@@ -235,28 +236,39 @@ class Sender:
 
     def _fail(self, transfer: Transfer, error: ServalError) -> None:
         """Ends a transfer that did not get through. What was in flight is fenced by a barrier first."""
+        key = (transfer.peer, transfer.lease_id)
+        if self._transfers.pop(key, None) is None:
+            return
         log.warning("KV transfer of %s failed: %s", transfer.request_id, error)
         self._metrics.kv_transfer_failures.of(reason=type(error).__name__).inc()
         may_land = self._writer.abandon(transfer)
-        key = (transfer.peer, transfer.lease_id)
-        del self._transfers[key]
-        self._unconfirmed.add(key)
-        peer = self._peers.get(transfer.peer)
-        if isinstance(error, PeerGone) and peer is not None:
-            self._remove_peer(transfer.peer, str(error))
-            peer = None
-        if not may_land:
-            self._end(transfer, error, quiesced=True)
-        elif peer is None:
-            self._end(transfer, error, quiesced=False)
+        if may_land:
+            self._unconfirmed[key] = self._connections.number(transfer.peer)
+        if isinstance(error, PeerGone) and self._connections.number(transfer.peer) is not None:
+            self._disconnect(transfer.peer, str(error))
+        if may_land:
+            self._fence(key, lambda quiesced: self._end(transfer, error, quiesced))
         else:
-            self._barriers.post(peer, lambda quiesced: self._end(transfer, error, quiesced))
+            self._end(transfer, error, quiesced=True)
+
+    def _fence(self, key: LeaseKey, on_end: Callable[[bool], None]) -> None:
+        """Tells whether everything written under an unconfirmed lease has landed: a barrier on the very connection it took."""
+        peer = self._connections.known(key[0])
+        number = self._connections.number(key[0])
+
+        def end(quiesced: bool) -> None:
+            if quiesced:
+                self._unconfirmed.pop(key, None)
+            on_end(quiesced)
+
+        if peer is None or number is None or number != self._unconfirmed[key]:
+            end(False)
+        else:
+            self._barriers.post(peer, end)
 
     def _end(self, transfer: Transfer, error: ServalError | None, quiesced: bool) -> None:
         key = (transfer.peer, transfer.lease_id)
         self._transfers.pop(key, None)
-        if quiesced:
-            self._unconfirmed.discard(key)
         result = transfer.result(error, quiesced)
         self._metrics.kv_transfer_bytes.of().inc(result.bytes)
         self._metrics.kv_transfer_writes.of().inc(result.writes)
@@ -270,53 +282,34 @@ class Sender:
 
     def _abort(self, key: LeaseKey, answer: "Future[bool]") -> None:
         transfer = self._transfers.get(key)
-        peer = self._peers.get(key[0])
         if transfer is not None:
             transfer.quiesce_waiters.append(answer)
             self._fail(transfer, TransferFailed("aborted by the decode worker"))
-        elif key not in self._unconfirmed:
-            answer.set_result(True)
-        elif peer is None:
-            answer.set_result(False)
+        elif key in self._unconfirmed:
+            self._fence(key, answer.set_result)
         else:
-            self._barriers.post(peer, lambda quiesced: self._confirm(key, answer, quiesced))
+            answer.set_result(True)
 
-    def _confirm(self, key: LeaseKey, answer: "Future[bool]", quiesced: bool) -> None:
-        if quiesced:
-            self._unconfirmed.discard(key)
-        answer.set_result(quiesced)
-
-    def _add_peer(self, peer: Peer, metadata: bytes) -> None:
-        if peer.incarnation in self._peers:
+    def _add_peer(self, peer: Peer) -> None:
+        if self._connections.known(peer.incarnation) is not None:
             return
-        for other in [other for other in self._peers.values() if other.name == peer.name]:
-            self._bury_peer(other.incarnation, f"{peer.name} was restarted")
-        self._transport.add_peer(metadata, peer.incarnation)
-        try:
-            self._transport.check_range(peer.incarnation, peer.landing_address, peer.zone_bytes)
-        except TransferFailed:
-            self._transport.remove_peer(peer.incarnation)
-            raise
-        with self._lock:
-            self._peers[peer.incarnation] = peer
-
-    def _bury_peer(self, incarnation: Incarnation, why: str) -> None:
-        """Removes a peer that no longer exists: nobody will ask for its leases."""
-        self._remove_peer(incarnation, why)
-        self._unconfirmed = {key for key in self._unconfirmed if key[0] != incarnation}
+        for other in self._connections.named(peer.name):
+            self._remove_peer(other, f"{peer.name} was restarted")
+        self._connections.learn(peer)
 
     def _remove_peer(self, incarnation: Incarnation, why: str) -> None:
+        """The peer no longer exists: nobody will ask for its leases."""
+        self._disconnect(incarnation, why)
+        self._connections.forget(incarnation)
         with self._lock:
-            peer = self._peers.pop(incarnation, None)
-        if peer is None:
-            return
+            self._unconfirmed = {key: number for key, number in self._unconfirmed.items() if key[0] != incarnation}
+
+    def _disconnect(self, incarnation: Incarnation, why: str) -> None:
+        """Ends what the peer's connection carries, then the connection. The next transfer to the peer makes another."""
         for transfer in [transfer for transfer in self._transfers.values() if transfer.peer == incarnation]:
-            self._fail(transfer, PeerGone(f"decode worker {peer.name}: {why}"))
+            self._fail(transfer, PeerGone(f"decode worker {incarnation:016x}: {why}"))
         self._barriers.drop(incarnation)
-        try:
-            self._transport.remove_peer(incarnation)
-        except TransferFailed as error:
-            log.warning("KV sender: %s", error)
+        self._connections.disconnect(incarnation)
 
     def _end_all(self) -> None:
         """Ends every transfer and waits, within their deadlines, for the barriers that this needs."""
@@ -327,8 +320,8 @@ class Sender:
         while self._barriers.any_pending:
             self._barriers.poll()
             time.sleep(self._config.active_poll_s)
-        for incarnation in list(self._peers):
+        for incarnation in self._connections.all:
             self._remove_peer(incarnation, "this worker is closing")
 
     def __repr__(self) -> str:
-        return f"Sender({self._incarnation:016x} {len(self._peers)} peers {len(self._transfers)} transfers)"
+        return f"Sender({self._incarnation:016x} {len(self._connections.all)} peers {len(self._transfers)} transfers)"

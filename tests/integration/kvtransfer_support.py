@@ -172,6 +172,10 @@ class PrefillHost:
     def abort(self, peer: int, lease_id: int) -> bool:
         return self.sender.abort(peer, lease_id).result(15)
 
+    def break_connection(self, peer: int) -> None:
+        """What the sender does when a write says that the peer is gone."""
+        self.sender._submit(lambda: self.sender._disconnect(peer, "test")).result(5)
+
     def notify(self, peer: int, message: bytes) -> None:
         """A bare notification, as a stray or hostile process would send it."""
         from kvtransfer.transport import agent_name
@@ -269,7 +273,7 @@ def _serve(pipe: Connection, host: type, args: tuple[Any, ...], settings: dict[s
     while True:
         try:
             request = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             break
         if request is None:
             break

@@ -112,12 +112,31 @@ def test_a_dead_peer_is_an_error_at_once_and_its_successor_works() -> None:
             sent = prefill.send("dead", introduction[1], open_lease, source)
             assert isinstance(sent.error, PeerGone)
             assert time.monotonic() - started_s < 0.5
-            with pytest.raises(PeerGone):
+            with pytest.raises(LeaseExpired):  # its first write may have landed
                 prefill.send("dead", introduction[1], open_lease, source)
             decode = successor
         # The last successor was never introduced: the prefill process must end in order right after a peer's death.
         assert prefill.end() == 0
         assert decode.ready().end() == 0
+
+
+def test_a_broken_connection_to_a_living_peer_is_made_again() -> None:
+    large = {"layout": LARGE, "transports": "tcp", "landing_bytes": 300 * LARGE.block_bytes}
+    with pair(large, {"layout": LARGE, "transports": "tcp"}) as (decode, prefill):
+        peer, incarnation = decode.introduction()[1], prefill.get_incarnation()
+        broken = decode.reserve("before", incarnation, ALL_LARGE)
+        prefill.start("before", peer, broken, ALL_LARGE)
+        prefill.break_connection(peer)
+        sent = prefill.wait("before")
+        assert isinstance(sent.error, PeerGone) and not sent.quiesced
+        assert decode.release(lease_of(broken).lease_id, quiesced=False) == "quarantined"
+        # No second introduction: the pair is healthy.
+        lease = decode.reserve("after", incarnation, [70, 71])
+        assert prefill.send("after", peer, lease, [1, 2]).error is None
+        decode.wait(lease_of(lease).lease_id)
+        assert decode.pool_equals([70, 71], [1, 2], seed=1)
+        # A barrier on the new connection says nothing about writes on the old one.
+        assert prefill.abort(peer, lease_of(broken).lease_id) is False
 
 
 def test_an_old_incarnation_is_removed_when_its_successor_is_introduced() -> None:

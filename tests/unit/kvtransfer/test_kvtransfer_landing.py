@@ -1,12 +1,14 @@
 """The landing zone's slots: one table, one owner per block, nothing lost whatever the order of events."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from kvtransfer.landing import TRANSITIONS, LandingZone, Slot, SlotEvent, SlotState, UnknownTransition
+from kvtransfer.landing import TRANSITIONS, LandingZone, Slot, SlotEvent, SlotState, UnknownTransition, mermaid
 from kvtransfer.layout import KVLayout
 from protocol.errors import ConfigError
 
@@ -94,3 +96,8 @@ def test_the_barrier_block_is_never_part_of_a_slot() -> None:
 def test_a_zone_too_small_for_one_block_of_every_layer_names_its_field() -> None:
     with pytest.raises(ConfigError, match="landing_bytes"):
         LandingZone(LAYOUT, 2 * LAYOUT.block_bytes, torch.device("cpu"))
+
+
+def test_the_documented_diagram_is_the_table() -> None:
+    page = Path(__file__).parents[3] / "docs" / "kvtransfer.md"
+    assert f"```mermaid\n{mermaid()}\n```" in page.read_text()

@@ -150,7 +150,7 @@ def test_wrong_blocks_are_refused(blocks: list[int]) -> None:
 
 def test_descriptors_follow_the_lease_layout() -> None:
     transfer = make_transfer([7, 8, 3])
-    peer = Peer("d", 1, landing_address=1 << 40, landing_blocks=100, block_bytes=BLOCK_BYTES)
+    peer = Peer("d", 1, b"", landing_address=1 << 40, landing_blocks=100, block_bytes=BLOCK_BYTES)
     local, remote = peer.descriptors(transfer, Region(1, 2, 0, 3), pool_address=1 << 30, pool_blocks=50)
     expected_local = [(50 + 7, 2), (50 + 3, 1), (100 + 7, 2), (100 + 3, 1)]
     assert [((int(a) - (1 << 30)) // BLOCK_BYTES, int(n) // BLOCK_BYTES) for a, n in local] == expected_local
@@ -162,7 +162,7 @@ def test_descriptors_follow_the_lease_layout() -> None:
     ("first", "blocks", "fits"), [(0, 2, True), (91, 2, True), (92, 2, False), (0, 3, False), (2**32 - 1, 2, False)]
 )
 def test_a_lease_must_lie_within_the_zone(first: int, blocks: int, fits: bool) -> None:
-    peer = Peer("d", 1, landing_address=0, landing_blocks=100, block_bytes=BLOCK_BYTES)
+    peer = Peer("d", 1, b"", landing_address=0, landing_blocks=100, block_bytes=BLOCK_BYTES)
     lease = cluster_pb2.WriteLease(lease_id=1, first_landing_block=first, blocks=blocks, duration_s=1)
     if fits:
         peer.check_lease(lease, 2, layers=4)
