@@ -8,7 +8,15 @@ from protocol import serval_pb2
 from protocol.errors import InvalidRequest
 from protocol.sampling import SamplingParams
 from router.model import ModelInfo
-from router.openai_requests import MAX_STOP_LENGTH, MAX_STOP_STRINGS, ChatRequest, CompletionRequest, SamplingFields
+from router.openai_requests import (
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    ROLES,
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    SamplingFields,
+)
 from router.request import GenerateSpec
 from router.tokenizer import TextTokenizer
 from router.workers import Membership
@@ -61,10 +69,7 @@ class Admission:
         _check_stop(request.stop)
         kind = request.WhichOneof("prompt")
         if kind == "chat":
-            messages = [{"role": message.role, "content": message.content} for message in request.chat.messages]
-            if not messages:
-                raise InvalidRequest("chat must have a message", "chat")
-            prompt = await self._tokenizer.encode_chat(messages, self._model.max_model_len)
+            prompt = await self._tokenizer.encode_chat(_messages(request.chat), self._model.max_model_len)
         elif kind is not None:
             prompt = await self._tokens(request.text if kind == "text" else list(request.token_ids.ids), kind)
         else:
@@ -139,6 +144,17 @@ class Admission:
         sampling = replace(sampling, max_tokens=min(limit or room, room))
         sampling.validate(self._model.vocab_size)
         return GenerateSpec(tuple(prompt), sampling, stop)
+
+
+def _messages(chat: serval_pb2.Chat) -> list[dict[str, str]]:
+    if not chat.messages:
+        raise InvalidRequest("chat must have a message", "chat")
+    for message in chat.messages:
+        if message.role not in ROLES:
+            raise InvalidRequest(f"chat: role {message.role[:32]!r} is none of {', '.join(ROLES)}", "chat")
+    # The same rules as over HTTP say what the template sees.
+    checked = [Message.model_validate({"role": each.role, "content": each.content}) for each in chat.messages]
+    return [message.for_template() for message in checked]
 
 
 def _limit(asked: int | None, model: ModelInfo) -> int:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from protocol import cluster_pb2
 from protocol.errors import Overloaded, Unavailable
+from protocol.ids import RequestId
 from protocol.lifecycle import Event, State
 from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
@@ -70,7 +71,7 @@ class Dispatcher:
         if len(self._open) >= self._config.max_open_requests or waiting >= self._config.max_waiting:
             raise Overloaded("too many requests are waiting; a retry can help")
 
-    def accept(self, request_id: str, spec: GenerateSpec, timeout_s: float | None = None) -> Request:
+    def accept(self, request_id: RequestId, spec: GenerateSpec, timeout_s: float | None = None) -> Request:
         """Takes the request, places it at once if it can, and owns it from now on. Raises as `check_capacity`."""
         self.check_capacity()
         loop = asyncio.get_running_loop()

@@ -1,8 +1,6 @@
 """serval.v1.Serval: the gRPC front. Status codes say what the HTTP front says by status."""
 
 import asyncio
-import re
-import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,12 +8,14 @@ import grpc
 
 from protocol import serval_pb2, serval_pb2_grpc
 from protocol.errors import ServalError
+from protocol.ids import RequestId
 from protocol.outcomes import Outcome
 from router.accounting import Accounting
 from router.admission import Admission
 from router.dispatch import Dispatcher
 from router.model import ModelInfo
 from router.request import Delta, Request
+from router.request_id import request_ids
 
 CODES = {
     Outcome.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -29,7 +29,6 @@ CODES = {
 }
 
 _REASONS = {Outcome.STOP: serval_pb2.FINISH_REASON_STOP, Outcome.LENGTH: serval_pb2.FINISH_REASON_LENGTH}
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class ServalService(serval_pb2_grpc.ServalServicer):
@@ -46,10 +45,11 @@ class ServalService(serval_pb2_grpc.ServalServicer):
     ) -> AsyncIterator[serval_pb2.GenerateResponse]:
         remaining_s = context.time_remaining()
         deadline = None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
-        accepted = await self._accept(request, context, remaining_s)
+        client_id, request_id = request_ids(_given_id(context))
+        accepted = await self._accept(request, request_id, context, remaining_s)
         try:
             await accepted.wait_started()
-            await context.send_initial_metadata(_metadata(accepted, context))
+            await context.send_initial_metadata(_metadata(accepted, client_id))
             async for delta in accepted.deltas():
                 if accepted.end is None or not accepted.end.outcome.is_success:
                     yield _response(delta)
@@ -72,11 +72,13 @@ class ServalService(serval_pb2_grpc.ServalServicer):
             model=self._model.name, max_model_len=self._model.max_model_len, vocab_size=self._model.vocab_size
         )
 
-    async def _accept(self, request: serval_pb2.GenerateRequest, context: Any, remaining_s: float | None) -> Request:
+    async def _accept(
+        self, request: serval_pb2.GenerateRequest, request_id: RequestId, context: Any, remaining_s: float | None
+    ) -> Request:
         try:
             self._dispatcher.check_capacity()
             spec = await self._admission.grpc(request)
-            return self._dispatcher.accept(secrets.token_hex(12), spec, remaining_s)
+            return self._dispatcher.accept(request_id, spec, remaining_s)
         except ServalError as error:
             self._accounting.refused(error)
             await context.abort(CODES[error.outcome], str(error))
@@ -104,8 +106,11 @@ def _message(request: Request) -> str:
     return request.end.message or f"the request ended: {request.end.outcome}"
 
 
-def _metadata(request: Request, context: Any) -> list[tuple[str, str]]:
-    given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
-    shown = given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else request.request_id
+def _given_id(context: Any) -> str | None:
+    given = dict(context.invocation_metadata() or ()).get("x-request-id")
+    return given if isinstance(given, str) else None
+
+
+def _metadata(request: Request, client_id: str) -> list[tuple[str, str]]:
     workers = (("x-serval-decode-worker", request.decode), ("x-serval-prefill-worker", request.prefill))
-    return [("x-request-id", shown), *((name, worker.name) for name, worker in workers if worker is not None)]
+    return [("x-request-id", client_id), *((name, worker.name) for name, worker in workers if worker is not None)]

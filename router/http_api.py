@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import re
-import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -29,12 +27,12 @@ from router.openai_responses import (
     error_of_request,
 )
 from router.request import GenerateSpec, Request, join
+from router.request_id import request_ids
 from router.tokenizer import TextTokenizer
 
 JSON = b"application/json"
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -72,7 +70,7 @@ class OpenAiFront:
         admit: Callable[[Any], Coroutine[Any, Any, GenerateSpec]],
         form: type[AnswerFormat],
     ) -> Response:
-        client_id, request_id = _ids(http)
+        client_id, request_id = request_ids(http.headers.get("x-request-id"))
         id_header = [(b"x-request-id", client_id.encode())]
         try:
             body = await self._body(http)
@@ -189,10 +187,3 @@ async def _watch(receive: Receive, on_disconnect: Callable[[], None]) -> None:
 
 def _body(content: bytes, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": content, "more_body": more}
-
-
-def _ids(http: HttpRequest) -> tuple[str, str]:
-    """The id that the client sees, its own if it gave one, and the cluster's, which no client can make collide."""
-    drawn = secrets.token_hex(12)
-    given = http.headers.get("x-request-id", "")
-    return (given if _REQUEST_ID.fullmatch(given) else drawn), drawn

@@ -6,7 +6,7 @@ Source: OpenAI's API reference (chat completions, completions) and, for the samp
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,6 +17,8 @@ from protocol.sampling import MAX_LOGPROBS
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
 
+RoleName = Literal["system", "developer", "user", "assistant"]
+ROLES: tuple[str, ...] = get_args(RoleName)
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 Prompt = str | list[TokenId] | list[str] | list[list[TokenId]]
@@ -113,7 +115,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: RoleName
     content: str | list[TextPart]
     name: str | None = None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from protocol import serval_pb2
+from protocol.ids import RequestId
 from protocol.lifecycle import Lifecycle, Role
 from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
@@ -71,7 +72,7 @@ class Request:
     Memory is bounded: an answer is no longer than the context, and what a slow client has not taken gathers in one Delta.
     """
 
-    def __init__(self, request_id: str, spec: GenerateSpec, text: AnswerText, timeline: Timeline) -> None:
+    def __init__(self, request_id: RequestId, spec: GenerateSpec, text: AnswerText, timeline: Timeline) -> None:
         self.request_id = request_id
         self.spec = spec
         self.text = text

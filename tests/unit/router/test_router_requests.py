@@ -244,6 +244,7 @@ async def test_the_context_is_what_the_workers_can_hold(admission: Admission, me
         (serval_pb2.GenerateRequest(token_ids=serval_pb2.TokenIds(ids=[])), "token_ids"),
         (serval_pb2.GenerateRequest(token_ids=serval_pb2.TokenIds(ids=[VOCABULARY])), "token_ids"),
         (serval_pb2.GenerateRequest(chat=serval_pb2.Chat()), "chat"),
+        (serval_pb2.GenerateRequest(chat=serval_pb2.Chat(messages=[serval_pb2.ChatMessage(role="tool")])), "chat"),
         (serval_pb2.GenerateRequest(text="x", stop=[""]), "stop"),
         (serval_pb2.GenerateRequest(text="x", stop=["a"] * 17), "stop"),
         (serval_pb2.GenerateRequest(text="x", sampling=serval_pb2.Sampling(max_tokens=0)), "max_tokens"),
