@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from engine.attention.sdpa import SdpaAttention
+from engine.attention.sdpa import SdpaAttention, Shape
 from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.kv_cache import KVCache
@@ -55,9 +55,7 @@ class Engine:
         self.steps = 0
         """Forward passes so far."""
         shape = model.config
-        self._attention = SdpaAttention(
-            pool, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads, head_dim=shape.head_dim
-        )
+        self._attention = SdpaAttention(pool, Shape(shape.num_heads, shape.num_kv_heads, shape.head_dim))
         self._sampler = Sampler(shape.eos_token_ids)
         self._scheduler = Scheduler(self.kv_cache, max_batch_tokens=config.max_batch_tokens, max_sequences=config.max_sequences)
         self._metrics = metrics
