@@ -23,7 +23,7 @@ _MAX_PENDING_TOKENS = 64
 class TextTokenizer:
     """A model's tokenizer and chat template. Encoding is thread-safe; long prompts are encoded in a thread."""
 
-    def __init__(self, tokenizer: Any, chat_template: ChatTemplate | None, long_prompt_characters: int = 4096) -> None:
+    def __init__(self, tokenizer: Any, chat_template: ChatTemplate | None, long_prompt_characters: int = 2048) -> None:
         self.backend = tokenizer
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -33,7 +33,7 @@ class TextTokenizer:
         self._longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
 
     @classmethod
-    def from_folder(cls, folder: Path, long_prompt_characters: int = 4096) -> "TextTokenizer":
+    def from_folder(cls, folder: Path, long_prompt_characters: int = 2048) -> "TextTokenizer":
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ConfigError(
