@@ -194,7 +194,8 @@ class Receiver:
         self._transport.close()
 
     def _wait(self) -> None:
-        if self._leases:
+        # Quarantine may last for as long as an unreachable peer lives: it does not keep the thread busy.
+        if any(lease.slot.state is not SlotState.QUARANTINED for lease in list(self._leases.values())):
             time.sleep(self._pace.interval_s())
         else:
             self._wake.wait(self._config.idle_poll_s)

@@ -1,5 +1,6 @@
 """KV moves between two processes over real NIXL, and what lands is verified."""
 
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -124,3 +125,33 @@ def test_nothing_is_copied_after_a_cancel(pair: tuple[Remote, Remote]) -> None:
     assert decode.release(lease_id_of(lease), quiesced=True) == "free"
     assert not decode.pool_equals(target, [0, 1, 2, 3], seed=1)
     assert decode.metric("serval_kv_notifications_dropped_total", reason="closed") >= dropped
+
+
+def test_aborts_cancels_and_good_transfers_mixed_leave_nothing_behind(pair: tuple[Remote, Remote]) -> None:
+    decode, prefill = pair
+    peer, incarnation = decode.introduction()[1], prefill.get_incarnation()
+    draw = random.Random(5)
+    verified = 0
+    for index in range(60):
+        name, source = f"mixed-{index}", draw.sample(range(POOL_BLOCKS), draw.randint(1, 12))
+        target = draw.sample(range(POOL_BLOCKS), len(source))
+        lease = decode.reserve(name, incarnation, target)
+        lease_id = lease_id_of(lease)
+        prefill.open(name, peer, lease, source)
+        fate = draw.choice(["sent", "sent", "aborted", "cancelled"])
+        prefill.layers_ready(name, 0, 2, len(source))
+        if fate == "cancelled":
+            decode.cancel(lease_id)
+        if fate == "sent":
+            prefill.layers_ready(name, 2, 2, len(source))
+            prefill.compute_done(name)
+            assert prefill.wait(name).error is None
+            decode.wait(lease_id)
+            assert decode.pool_equals(target, source, seed=1)
+            verified += 1
+        quiesced = prefill.abort(peer, lease_id)
+        assert quiesced and prefill.wait(name).quiesced
+        assert decode.release(lease_id, quiesced) == "free"
+    assert verified >= 10
+    assert decode.free_blocks() == 256
+    assert decode.metric("serval_kv_digest_mismatches_total") == 0
