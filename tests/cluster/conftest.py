@@ -1,0 +1,91 @@
+"""Clusters that tests share: each is started once, on first use, and must stop well in the end."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster_harness import ClusterSpec, RunningCluster
+from cluster_reference import Reference
+
+from engine.tiny import write_tiny_llama
+from serving.embedded_model import embedded_model
+
+
+class Clusters:
+    """Running clusters by what they are. A test leaves the one it used idle and whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running: dict[ClusterSpec, RunningCluster] = {}
+
+    def get(self, spec: ClusterSpec) -> RunningCluster:
+        cluster = self._running.get(spec)
+        if cluster is None or not cluster.is_running:
+            cluster = self._running[spec] = self.start(spec)
+        return cluster
+
+    def start(self, spec: ClusterSpec) -> RunningCluster:
+        """One that is not shared: whoever starts it stops it."""
+        log = self._folder / f"cluster-{len(list(self._folder.iterdir()))}.log"
+        return RunningCluster.start(spec, log)
+
+    def stop_all(self) -> None:
+        failures = []
+        for cluster in self._running.values():
+            cluster.ask_to_stop()  # all at once: they need not wait for each other
+        for cluster in self._running.values():
+            try:
+                cluster.stop()
+            except AssertionError as error:
+                failures.append(str(error))
+        assert not failures, "\n".join(failures)
+
+
+@pytest.fixture(scope="session")
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
+    clusters = Clusters(tmp_path_factory.mktemp("clusters"))
+    try:
+        yield clusters
+    finally:
+        clusters.stop_all()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_spec(tiny_model: Path) -> ClusterSpec:
+    """1P1D. Every prompt moves, whatever its length; the KV cache's books are checked at every step. Room for two long prompts
+    in the landing zone, so that requests also wait for it."""
+    return ClusterSpec(tiny_model).with_settings(
+        engine__dtype="float32",
+        engine__kv_memory_bytes="32MiB",
+        engine__max_sequences=16,
+        engine__max_batch_tokens=256,
+        engine__check_integrity=True,
+        transfer__landing_bytes="10MiB",
+        decode__local_prefill_max_tokens=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_reference(tiny_model: Path) -> Reference:
+    return Reference(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def embedded_folder() -> Path:
+    """The embedded SmolLM2, converted if it was not yet."""
+    return embedded_model()
+
+
+@pytest.fixture(scope="session")
+def embedded_spec(embedded_folder: Path) -> ClusterSpec:
+    return ClusterSpec(embedded_folder).with_settings(
+        engine__dtype="float32",
+        engine__kv_memory_bytes="512MiB",
+        engine__max_batch_tokens=384,
+        decode__local_prefill_max_tokens=0,
+    )
