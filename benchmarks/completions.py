@@ -9,8 +9,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import orjson
+
+from benchmarks.http_stream import ProtocolError, Refused, post
 
 Prompt = list[int] | str
 DONE = b"[DONE]"
@@ -98,21 +99,19 @@ class StreamError(Exception):
     """The server ended the answer with an error event."""
 
 
-async def complete(
-    client: httpx.AsyncClient, request: CompletionRequest, timeout_s: float, due_s: float | None = None
-) -> Answer:
-    """Sends `request` and reads the answer to its end. Never raises for what the server or the network does: `Answer.error`
-    says it. `timeout_s` covers the whole answer. When cancelled, the answer says so and the cancellation goes on."""
+async def complete(url: str, request: CompletionRequest, timeout_s: float, due_s: float | None = None) -> Answer:
+    """Sends `request` to the server at `url` and reads the answer to its end. Never raises for what the server or the network
+    does: `Answer.error` says it. `timeout_s` covers the whole answer. Cancellation goes on."""
     answer = Answer(due_s=time.perf_counter() if due_s is None else due_s, wanted_tokens=request.max_tokens)
     try:
         async with asyncio.timeout(timeout_s):
-            await _read(client, request, answer)
+            await _read(url, request, answer)
         answer.error = _incomplete(answer)
     except TimeoutError:
         answer.error = "timeout"
-    except httpx.HTTPStatusError as error:
-        answer.error = f"HTTP {error.response.status_code}: {_error_type(error.response)}"
-    except httpx.HTTPError as error:
+    except Refused as refusal:
+        answer.error = f"HTTP {refusal.status}: {_error_name(refusal)}"
+    except (OSError, asyncio.IncompleteReadError, ProtocolError) as error:
         answer.error = f"connection: {type(error).__name__}"
     except StreamError as error:
         answer.error = f"error event: {error}"
@@ -121,22 +120,16 @@ async def complete(
     return answer
 
 
-async def _read(client: httpx.AsyncClient, request: CompletionRequest, answer: Answer) -> None:
+async def _read(url: str, request: CompletionRequest, answer: Answer) -> None:
     stream = EventStream()
-    async with client.stream("POST", "/v1/completions", content=orjson.dumps(request.body()), headers=JSON) as response:
-        if response.is_error:
-            await response.aread()
-            response.raise_for_status()
-        async for chunk in response.aiter_bytes():
+    async with post(url, "/v1/completions", orjson.dumps(request.body())) as pieces:
+        async for piece in pieces:
             now_s = time.perf_counter()
-            for data in stream.feed(chunk):
+            for data in stream.feed(piece):
                 if data == DONE:
                     answer.ended_s = now_s
                 else:
                     _take(answer, orjson.loads(data), now_s)
-
-
-JSON = {"content-type": "application/json"}
 
 
 def _take(answer: Answer, event: dict[str, Any], now_s: float) -> None:
@@ -164,9 +157,9 @@ def _incomplete(answer: Answer) -> str | None:
     return None
 
 
-def _error_type(response: httpx.Response) -> str:
+def _error_name(refusal: Refused) -> str:
     try:
-        error = orjson.loads(response.content)["error"]
+        error = orjson.loads(refusal.body)["error"]
         return str(error.get("code") or error.get("type") or "unnamed")
     except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
-        return response.reason_phrase
+        return refusal.reason

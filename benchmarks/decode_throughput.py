@@ -17,7 +17,6 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Any
 
-import httpx
 import typer
 
 from benchmarks.cluster import Cluster, ClusterError, Place, environment, read_settings, vocabulary_size
@@ -157,15 +156,14 @@ async def _peer(settings: Mapping[str, Any]) -> AsyncIterator[Peer]:
 async def _measure(cluster: Cluster, settings: Mapping[str, Any], plan: Plan, done: Callable[[StreamsReport], None]) -> None:
     """Calls `done` for each number of streams, as it is finished."""
     random, vocabulary = Random(plan.seed), vocabulary_size(settings)
-    http = httpx.AsyncClient(base_url=cluster.url, timeout=None, trust_env=False)
     bar = progress_bar()
-    async with http, _peer(settings) as peer:
+    async with _peer(settings) as peer:
         with bar:
             task = bar.add_task("decoding in turns", total=len(plan.streams) * (plan.rounds + 1) * 2)
 
             async def turn(ours: bool, prompts: list[list[int]]) -> float:
                 rate = await (
-                    _cluster_rate(http, cluster.model, prompts, plan) if ours else peer.rate(prompts, plan.output_tokens)
+                    _cluster_rate(cluster.url, cluster.model, prompts, plan) if ours else peer.rate(prompts, plan.output_tokens)
                 )
                 bar.advance(task)
                 return rate
@@ -179,11 +177,9 @@ async def _measure(cluster: Cluster, settings: Mapping[str, Any], plan: Plan, do
                 done(StreamsReport(streams=streams, tokens_per_second=Paired.of(rates[True][1:], rates[False][1:])))
 
 
-async def _cluster_rate(http: httpx.AsyncClient, model: str, prompts: list[list[int]], plan: Plan) -> float:
+async def _cluster_rate(url: str, model: str, prompts: list[list[int]], plan: Plan) -> float:
     requests = [CompletionRequest(model, prompt, plan.output_tokens) for prompt in prompts]
-    return together_tokens_per_second(
-        await asyncio.gather(*(complete(http, request, ANSWER_TIMEOUT_S) for request in requests))
-    )
+    return together_tokens_per_second(await asyncio.gather(*(complete(url, request, ANSWER_TIMEOUT_S) for request in requests)))
 
 
 if __name__ == "__main__":

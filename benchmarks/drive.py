@@ -4,8 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 
-import httpx
-
 from benchmarks.completions import Answer, CompletionRequest, complete
 from benchmarks.terminal import progress_bar
 
@@ -24,23 +22,23 @@ class Drive:
         self.duration_s = 0.0
         """From the first request to the last answer."""
 
-    async def closed_loop(self, http: httpx.AsyncClient, concurrency: int, timeout_s: float, what: str) -> None:
+    async def closed_loop(self, url: str, concurrency: int, timeout_s: float, what: str) -> None:
         """The next request leaves when one of `concurrency` has been answered."""
         waiting = iter(self._requests)
 
         async def user(report: Report) -> None:
             for request in waiting:
-                report(await complete(http, request, timeout_s))
+                report(await complete(url, request, timeout_s))
 
         await self._run(what, lambda report: [user(report) for _ in range(min(concurrency, len(self._requests)))])
 
-    async def open_loop(self, http: httpx.AsyncClient, arrivals_s: Sequence[float], timeout_s: float, what: str) -> None:
+    async def open_loop(self, url: str, arrivals_s: Sequence[float], timeout_s: float, what: str) -> None:
         """Request k leaves `arrivals_s[k]` seconds after the start, whatever has been answered by then."""
         started_s = time.perf_counter()
 
         async def user(report: Report, request: CompletionRequest, arrival_s: float) -> None:
             await asyncio.sleep(started_s + arrival_s - time.perf_counter())
-            report(await complete(http, request, timeout_s, due_s=started_s + arrival_s))
+            report(await complete(url, request, timeout_s, due_s=started_s + arrival_s))
 
         plan = list(zip(self._requests, arrivals_s, strict=True))
         await self._run(what, lambda report: [user(report, request, arrival_s) for request, arrival_s in plan])

@@ -178,7 +178,9 @@ async def _subject(cluster: Cluster) -> AsyncIterator[Subject]:
 async def _trial(subject: Subject, prompt: list[int], output_tokens: int) -> Trial:
     """One prompt through one cluster, alone. Raises TrialFailed."""
     before = await subject.scraper.read()
-    answer = await complete(subject.http, CompletionRequest(subject.cluster.model, prompt, output_tokens), REQUEST_TIMEOUT_S)
+    answer = await complete(
+        subject.cluster.url, CompletionRequest(subject.cluster.model, prompt, output_tokens), REQUEST_TIMEOUT_S
+    )
     growth = (await subject.scraper.read()).growth_since(before)
     if answer.error is not None:
         raise TrialFailed(f"{subject.cluster.name}, {len(prompt)} tokens: {answer.error}")

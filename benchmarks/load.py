@@ -23,12 +23,10 @@ from benchmarks.workload import poisson_arrivals_s, prompts
 DEFAULT_VOCABULARY = 32_000
 """Where the server does not say. Few models have fewer; for those there is --vocabulary."""
 
-CONNECT_TIMEOUT_S = 5.0
+ASK_TIMEOUT_S = 5.0
 EXIT_ERRORS = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
-
-UNLIMITED = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
 class BenchmarkError(Exception):
@@ -103,11 +101,7 @@ def run(
 async def measure(workload: Workload) -> LoadReport:
     """One run against a cluster that serves already. Cancelled (Ctrl-C), it reports what was answered until then. Raises
     BenchmarkError when the server cannot be asked for its models."""
-    async with httpx.AsyncClient(
-        base_url=workload.url,
-        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-        limits=UNLIMITED,
-    ) as http:
+    async with httpx.AsyncClient(base_url=workload.url, timeout=ASK_TIMEOUT_S, trust_env=False) as http:
         workload = await _ask_for_model(http, workload)
         vocabulary = None if workload.prompts == "text" else workload.vocabulary
         everything = [
@@ -115,23 +109,23 @@ async def measure(workload: Workload) -> LoadReport:
             for prompt in prompts(workload.seed, workload.warmup + workload.requests, workload.input_tokens, vocabulary)
         ]
         warmup, measured = Drive(everything[: workload.warmup]), Drive(everything[workload.warmup :])
-        await warmup.closed_loop(http, workload.concurrency or 1, workload.timeout_s, "warming up")
+        await warmup.closed_loop(workload.url, workload.concurrency or 1, workload.timeout_s, "warming up")
         scraper = await Scraper.discover(http)
         before = await scraper.read()
         if warmup.interrupted:
             measured.interrupted = True
         elif workload.rate is None:
-            await measured.closed_loop(http, workload.concurrency or 1, workload.timeout_s, "measuring")
+            await measured.closed_loop(workload.url, workload.concurrency or 1, workload.timeout_s, "measuring")
         else:
             arrivals_s = poisson_arrivals_s(workload.seed, workload.requests, workload.rate)
-            await measured.open_loop(http, arrivals_s, workload.timeout_s, "measuring")
+            await measured.open_loop(workload.url, arrivals_s, workload.timeout_s, "measuring")
         growth = (await scraper.read()).growth_since(before)
     return LoadReport.of(workload, measured.answers, measured.duration_s, growth, measured.interrupted)
 
 
 async def _ask_for_model(http: httpx.AsyncClient, workload: Workload) -> Workload:
     try:
-        response = await http.get("/v1/models", timeout=CONNECT_TIMEOUT_S)
+        response = await http.get("/v1/models")
         response.raise_for_status()
         cards = {card["id"]: card for card in response.json()["data"]}
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:

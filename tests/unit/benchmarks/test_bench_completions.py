@@ -3,7 +3,6 @@
 import asyncio
 import time
 
-import httpx
 import pytest
 from benchmarks_support import PAUSE, Script, ScriptedServer, ending, event, serving, token, whole_answer
 
@@ -13,11 +12,8 @@ REQUEST = CompletionRequest("tiny", [1, 2, 3, 4], max_tokens=3)
 
 
 async def ask(script: Script, status: str = "200 OK", timeout_s: float = 10.0) -> Answer:
-    async with (
-        serving(ScriptedServer(lambda _: script, status=status)) as server,
-        httpx.AsyncClient(base_url=server.url) as http,
-    ):
-        return await complete(http, REQUEST, timeout_s)
+    async with serving(ScriptedServer(lambda _: script, status=status)) as server:
+        return await complete(server.url, REQUEST, timeout_s)
 
 
 def test_events_are_cut_wherever_the_network_cut_them() -> None:
@@ -29,8 +25,8 @@ def test_events_are_cut_wherever_the_network_cut_them() -> None:
 
 
 async def test_a_whole_answer() -> None:
-    async with serving(ScriptedServer(lambda _: whole_answer(3))) as server, httpx.AsyncClient(base_url=server.url) as http:
-        answer = await complete(http, REQUEST, 10.0)
+    async with serving(ScriptedServer(lambda _: whole_answer(3))) as server:
+        answer = await complete(server.url, REQUEST, 10.0)
     assert answer.error is None
     assert (answer.prompt_tokens, answer.completion_tokens, len(answer.event_s)) == (4, 3, 3)
     assert 0 < answer.time_to_first_token_s <= answer.end_to_end_s
@@ -46,8 +42,8 @@ async def test_a_token_without_text_yet_counts_and_the_closing_event_does_not() 
 
 
 async def test_latencies_count_from_when_the_request_was_due() -> None:
-    async with serving(ScriptedServer(lambda _: whole_answer(3))) as server, httpx.AsyncClient(base_url=server.url) as http:
-        answer = await complete(http, REQUEST, 10.0, due_s=time.perf_counter() - 5.0)
+    async with serving(ScriptedServer(lambda _: whole_answer(3))) as server:
+        answer = await complete(server.url, REQUEST, 10.0, due_s=time.perf_counter() - 5.0)
     assert answer.time_to_first_token_s > 5.0
 
 
@@ -74,8 +70,11 @@ async def test_a_refusal_is_named_by_status_and_code() -> None:
 
 
 async def test_nobody_there() -> None:
-    async with httpx.AsyncClient(base_url="http://127.0.0.1:1") as http:
-        assert (await complete(http, REQUEST, 10.0)).error == "connection: ConnectError"
+    assert (await complete("http://127.0.0.1:1", REQUEST, 10.0)).error == "connection: ConnectionRefusedError"
+
+
+async def test_a_server_that_speaks_something_else() -> None:
+    assert (await ask([], status="twohundred")).error == "connection: ProtocolError"
 
 
 async def test_the_deadline_covers_the_whole_answer() -> None:
@@ -83,11 +82,8 @@ async def test_the_deadline_covers_the_whole_answer() -> None:
 
 
 async def test_cancellation_goes_on() -> None:
-    async with (
-        serving(ScriptedServer(lambda _: [token(" a"), PAUSE])) as server,
-        httpx.AsyncClient(base_url=server.url) as http,
-    ):
-        task = asyncio.create_task(complete(http, REQUEST, 10.0))
+    async with serving(ScriptedServer(lambda _: [token(" a"), PAUSE])) as server:
+        task = asyncio.create_task(complete(server.url, REQUEST, 10.0))
         await asyncio.wait_for(server.paused.wait(), 5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
