@@ -77,7 +77,7 @@ class Launcher:
             await _first_of(stopped, self._become_ready(), keepers)
             await _first_of(stopped, None, keepers)
             self._display.line("draining; Ctrl-C again kills")
-            await self._stop([["router"], ["decode"], ["prefill"]])
+            await self._stop([["router"], ["decode", "prefill"]])
             return EXIT_INTERRUPTED if hurry.is_set() else 0
         except ServalError:
             await self._stop([["router", "decode", "prefill"]])

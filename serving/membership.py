@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Set
+from typing import Any
 
 import httpx
 
@@ -12,11 +13,9 @@ REQUEST_TIMEOUT_S = 5.0
 async def workers_of(client: httpx.AsyncClient, router_url: str) -> set[str]:
     """Names of the workers that have joined; none while the router does not answer."""
     try:
-        response = await client.get(f"{router_url}/workers")
-        response.raise_for_status()
+        return {worker["name"] for worker in await _get(client, router_url)}
     except httpx.HTTPError:
         return set()
-    return {worker["name"] for worker in response.json()}
 
 
 async def wait_until_joined(router_url: str, names: Set[str]) -> None:
@@ -26,3 +25,16 @@ async def wait_until_joined(router_url: str, names: Set[str]) -> None:
             if names <= await workers_of(client, router_url):
                 return
             await asyncio.sleep(POLL_PERIOD_S)
+
+
+async def describe_workers(router_url: str) -> list[dict[str, Any]]:
+    """What the router says of each worker, by name: role, address, metrics_address and more. Raises httpx.HTTPError."""
+    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False) as client:
+        return sorted(await _get(client, router_url), key=lambda worker: str(worker["name"]))
+
+
+async def _get(client: httpx.AsyncClient, router_url: str) -> list[dict[str, Any]]:
+    response = await client.get(f"{router_url}/workers")
+    response.raise_for_status()
+    workers: list[dict[str, Any]] = response.json()
+    return workers

@@ -21,3 +21,11 @@ def require_free(host: str, port: int, field: str) -> None:
             probe.listen(1)
         except OSError as error:
             raise ConfigError(f"{field}: cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+def any_free_port(host: str) -> int:
+    """A port that nothing listens on now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that the kernel sends us when our parent ends."""
 
+HEALTH_PERIOD_S = 1.0
+
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
 
@@ -61,7 +63,11 @@ async def _serve(server: Server, config: ServalConfig, status: StatusWriter) -> 
         await _first_of(start, signals.stop)
         if start.done():
             status.ready(start.result())
-            await signals.stop.wait()
+            sick = asyncio.create_task(_until_sick(server))
+            await _first_of(sick, signals.stop)
+            if sick.done():
+                sick.result()  # raises: the launcher starts another process in this one's place
+            sick.cancel()
             drain = asyncio.create_task(server.drain(config.cluster.drain_timeout_s))
             await _first_of(drain, signals.hurry)
             drain.cancel()
@@ -69,6 +75,13 @@ async def _serve(server: Server, config: ServalConfig, status: StatusWriter) -> 
     finally:
         signals.give_up_after(config.cluster.stop_timeout_s)
         await server.stop(config.cluster.stop_timeout_s / 2)
+
+
+async def _until_sick(server: Server) -> None:
+    """Raises what the server's check raises, when it does."""
+    while True:
+        await asyncio.sleep(HEALTH_PERIOD_S)
+        await server.check_health()
 
 
 async def _first_of(task: "asyncio.Task[object]", event: asyncio.Event) -> None:

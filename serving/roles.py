@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from protocol.errors import Unavailable
 from serving.config import ServalConfig
 from serving.status import Ready
 from telemetry.endpoint import MetricsEndpoint
@@ -36,13 +37,16 @@ class Member:
 
 class Server(Protocol):
     """What every process runs. `start` returns once it serves; `drain` refuses new work and waits for the open work, at most
-    `timeout_s`; `stop` ends everything within about `timeout_s`, also when `start` never finished."""
+    `timeout_s`; `stop` ends everything within about `timeout_s`, also when `start` never finished. `check_health` raises
+    Unavailable when the server runs and does not work any more."""
 
     async def start(self) -> Ready: ...
 
     async def drain(self, timeout_s: float) -> None: ...
 
     async def stop(self, timeout_s: float) -> None: ...
+
+    async def check_health(self) -> None: ...
 
 
 def members(config: ServalConfig) -> list[Member]:
@@ -91,6 +95,10 @@ class _RouterServer:
     async def stop(self, timeout_s: float) -> None:
         await self._router.stop(min(timeout_s, ROUTER_LAST_CALL_S))
 
+    async def check_health(self) -> None:
+        if self._router.members is None:
+            raise Unavailable("the router has stopped")
+
 
 class _WorkerServer:
     """A prefill or decode worker with its /metrics."""
@@ -122,6 +130,10 @@ class _WorkerServer:
     async def stop(self, timeout_s: float) -> None:
         await self._worker.stop(timeout_s)
         self._endpoint.close()
+
+    async def check_health(self) -> None:
+        if not self._worker.is_healthy:
+            raise Unavailable("the engine has stopped, or its steps keep failing")
 
 
 def _worker(member: Member, spec: WorkerSpec, config: ServalConfig, metrics: Metrics) -> "PrefillWorker | DecodeWorker":

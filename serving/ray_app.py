@@ -1,0 +1,217 @@
+"""`serval up --ray`: the cluster as one Ray Serve application on a Ray of its own on this machine."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from protocol.errors import ConfigError
+from serving.announce import announcement
+from serving.child import environment
+from serving.config import ServalConfig
+from serving.display import Display
+from serving.launcher import ClusterFailed
+from serving.membership import describe_workers, wait_until_joined
+from serving.ports import any_free_port, require_free
+from serving.roles import members
+from serving.status import Ready
+
+# Read once, when ray is imported and when its processes start. The small object store is enough: no tensor goes through it.
+RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+OBJECT_STORE_BYTES = 80_000_000
+
+APPLICATION = "serval"
+STATUS_PERIOD_S = 0.5
+HEALTH_PERIOD_S = 1.0
+HEALTH_TIMEOUT_S = 10.0
+"""Longer than the loop of a busy worker is ever late; a dead process is noticed at once by its death."""
+
+EXIT_INTERRUPTED = 130
+
+
+def run(config: ServalConfig, display: Display) -> int:
+    """Runs until Ctrl-C, which drains; the second kills. The exit status. Raises ClusterFailed and ConfigError."""
+    os.environ.update(RAY_ENVIRONMENT | environment(config))
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(f"cluster.ray: needs the extra `ray` ({error}): pip install 'serval[ray]'") from error
+    started = time.monotonic()
+    config = settle_ports(config)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    folder = tempfile.mkdtemp(prefix="serval-ray-")
+    try:
+        display.reporter("ray")("starting Ray", 0, 1)
+        ray.init(
+            # Never a Ray that runs here already: it would be shut down with us.
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level=logging.ERROR,
+            _temp_dir=folder,
+        )
+        with _interruptible():
+            return _serve(config, display, started)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def settle_ports(config: ServalConfig) -> ServalConfig:
+    """The router's ports made definite, so that replicas need no directory to find it. Workers take any free metrics port: a
+    replica may be replaced while the one before it still lives."""
+    router = config.router
+    for field in ("http_port", "grpc_port"):
+        require_free(router.host, getattr(router, field), f"router.{field}")
+    ports = {field: getattr(router, field) or any_free_port(router.host) for field in ("http_port", "grpc_port")}
+    cluster = config.cluster.model_copy(update={"metrics_port": 0})
+    return config.model_copy(update={"router": router.model_copy(update=ports), "cluster": cluster})
+
+
+def build_application(config: ServalConfig) -> Any:
+    """The Serve application: Router, PrefillWorker and DecodeWorker deployments in one, so that one policy can scale both pools
+    together."""
+    from ray import serve
+
+    from serving.ray_replica import Replica
+
+    cluster = config.cluster
+    settings = {
+        "health_check_period_s": HEALTH_PERIOD_S,
+        "health_check_timeout_s": HEALTH_TIMEOUT_S,
+        "graceful_shutdown_timeout_s": cluster.drain_timeout_s + cluster.stop_timeout_s,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "max_constructor_retry_count": 1,
+        # The threads that a worker computes with are its own setting; Ray would refuse to put three workers on two cores.
+        "ray_actor_options": {"num_cpus": 0},
+    }
+    text = config.model_dump_json()
+
+    def deployment(name: str, replicas: int) -> Any:
+        return serve.deployment(Replica).options(name=name, num_replicas=replicas, **settings)
+
+    prefill = deployment("PrefillWorker", cluster.prefill).bind("prefill", text)
+    decode = deployment("DecodeWorker", cluster.decode).bind("decode", text)
+    return deployment("Router", 1).bind("router", text, prefill, decode)
+
+
+def _serve(config: ServalConfig, display: Display, started: float) -> int:
+    from ray import serve
+
+    try:
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+        target = serve.RunTarget(build_application(config), name=APPLICATION, route_prefix=None)
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        _wait_running(config, display, started + config.cluster.start_timeout_s)
+        ready = _wait_joined(config, started + config.cluster.start_timeout_s)
+        display.finish("ray")
+        display.stop_bars()
+        print(announcement(config, ready, time.monotonic() - started), flush=True)
+        _watch(display)
+    except KeyboardInterrupt:
+        return _stop(config, display)
+    except BaseException:
+        with contextlib.suppress(KeyboardInterrupt):
+            serve.shutdown()
+        raise
+    return 0
+
+
+def _stop(config: ServalConfig, display: Display) -> int:
+    """The router first, so that every open answer has both its workers to the end."""
+    from ray import serve
+
+    display.line("draining; Ctrl-C again kills")
+    try:
+        # Whatever is wrong with a router that cannot drain, the rest must stop all the same.
+        with contextlib.suppress(Exception):
+            drained = serve.get_app_handle(APPLICATION).drain.remote()
+            drained.result(timeout_s=config.cluster.drain_timeout_s + 1.0)
+        serve.shutdown()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _wait_running(config: ServalConfig, display: Display, deadline: float) -> None:
+    report = display.reporter("ray")
+    total = len(members(config))
+    while True:
+        status = _status()
+        running = sum(one.replica_states.get("RUNNING", 0) for one in status.deployments.values())
+        report("starting replicas", running, total)
+        if status.status == "RUNNING":
+            return
+        if status.status == "DEPLOY_FAILED":
+            raise ClusterFailed(_why(status))
+        if time.monotonic() > deadline:
+            raise ClusterFailed(f"not every replica started in time (cluster.start_timeout_s): {_why(status)}")
+        time.sleep(STATUS_PERIOD_S)
+
+
+def _wait_joined(config: ServalConfig, deadline: float) -> dict[str, Ready]:
+    url = f"http://{config.router.host}:{config.router.http_port}"
+    names = {member.name for member in members(config)[1:]}
+
+    async def wait() -> list[dict[str, Any]]:
+        async with asyncio.timeout(max(1.0, deadline - time.monotonic())):
+            await wait_until_joined(url, names)
+            return await describe_workers(url)
+
+    try:
+        workers = asyncio.run(wait())
+    except TimeoutError as error:
+        raise ClusterFailed("not every worker joined the router in time (cluster.start_timeout_s)") from error
+    http = url.removeprefix("http://")
+    router = Ready(grpc=f"{config.router.host}:{config.router.grpc_port}", metrics=http, http=http)
+    return {"router": router} | {one["name"]: Ready(one["address"], one["metrics_address"]) for one in workers}
+
+
+def _watch(display: Display) -> None:
+    """Until Ctrl-C. Serve restarts what dies; here it is only said."""
+    before = ""
+    while True:
+        status = _status()
+        if status.status != before and before:
+            display.line(f"ray: {status.status}" + ("" if status.status == "RUNNING" else f": {_why(status)}"))
+        before = status.status
+        time.sleep(STATUS_PERIOD_S)
+
+
+def _status() -> Any:
+    from ray import serve
+
+    try:
+        return serve.status().applications[APPLICATION]
+    except KeyError as error:
+        raise ClusterFailed("the Serve application is gone") from error
+    except Exception as error:  # Ray's own processes ended; it has no common base for what it raises then
+        raise ClusterFailed(f"Ray does not answer: {error}") from error
+
+
+def _why(status: Any) -> str:
+    """The last line of the most telling message: Serve's messages end in a traceback, and that in the error."""
+    messages = [one.message for one in status.deployments.values() if one.message] or [status.message]
+    lines = [line.strip() for line in max(messages, key=len).splitlines() if line.strip()]
+    return lines[-1] if lines else str(status.status)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM is as good as Ctrl-C. Ray would exit on it at once."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,47 @@
+"""One Ray Serve replica: the same server as a plain process, in the replica's event loop, on ports of its own.
+
+Serve places, checks, restarts and drains it. Serve carries no token: its handles cost a hundred times what our own streams do
+(docs/decisions/0003-ray-owns-replicas.md).
+"""
+
+from typing import Any
+
+from ray import serve
+
+from serving.config import ServalConfig
+from serving.roles import Member, Role, build
+from telemetry import logs
+from worker.spec import silent
+
+
+class Replica:
+    """A router, a prefill or a decode worker. `parts` are the applications that Serve must start along with this one: they are
+    bound here because an application is what hangs together, and are not used otherwise."""
+
+    async def __init__(self, role: Role, config_json: str, *parts: Any) -> None:  # type: ignore[misc]  # as Serve allows
+        # A replica's rank is free again once it is gone, so its successor has the same name and a new incarnation.
+        member = Member(role, serve.get_replica_context().rank.rank)
+        self._config = ServalConfig.model_validate_json(config_json)
+        logs.configure(member.name, self._config.cluster.log_level)
+        self._server = build(member, self._config, router_addresses(self._config), silent)
+        await self._server.start()
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica when this raises, or does not answer in time: then the loop itself hangs."""
+        await self._server.check_health()
+
+    async def drain(self) -> None:
+        """Takes no new work and returns when the open work has ended, or after cluster.drain_timeout_s."""
+        await self._server.drain(self._config.cluster.drain_timeout_s)
+
+    async def __del__(self) -> None:
+        """Called and awaited by Serve before it ends the replica, within graceful_shutdown_timeout_s."""
+        if hasattr(self, "_server"):
+            await self.drain()
+            await self._server.stop(self._config.cluster.stop_timeout_s / 2)
+
+
+def router_addresses(config: ServalConfig) -> list[str]:
+    """Where workers find the routers. There is one, and its port is settled before anything starts, so a router that was
+    replaced is found where its predecessor was."""
+    return [f"{config.router.host}:{config.router.grpc_port}"]
