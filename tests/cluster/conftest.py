@@ -89,3 +89,15 @@ def embedded_spec(embedded_folder: Path) -> ClusterSpec:
         engine__max_batch_tokens=384,
         decode__local_prefill_max_tokens=0,
     )
+
+
+@pytest.fixture(scope="session")
+def slow_transfer_spec(tiny_spec: ClusterSpec) -> ClusterSpec:
+    """Nothing leaves before the end of compute, both ends look only a few times per second, and nothing is verified."""
+    return tiny_spec.with_settings(
+        transfer__mode="whole_prompt",
+        transfer__digest=False,
+        transfer__active_poll_s=0.3,
+        transfer__waiting_poll_s=0.3,
+        transfer__idle_poll_s=0.3,
+    )
