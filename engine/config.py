@@ -49,12 +49,6 @@ class EngineConfig(BaseModel):
     max_model_len: int | None = Field(
         default=None, ge=2, description="Longest prompt plus answer, in tokens. None: what the model was trained for."
     )
-    packed_weights_bytes: int = Field(
-        default=4 << 30,
-        ge=0,
-        description="On a CPU, a model whose weights are no larger than this keeps a second copy in the layout that batched matrix "
-        "products read fastest (engine/linear.py); a larger one is kept once.",
-    )
 
     @model_validator(mode="after")
     def _batch_holds_every_decode(self) -> "EngineConfig":

@@ -12,7 +12,6 @@ from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.kv_cache import KVCache
 from engine.kv_pool import KVPool
-from engine.linear import can_pack
 from engine.models.checkpoint import Checkpoint, Progress
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.llama import LlamaModel, OnLayer
@@ -83,8 +82,7 @@ class Engine:
         num_blocks = count_blocks(config, shape, dtype)
         max_model_len = choose_max_model_len(config, shape, num_blocks)
         with torch.inference_mode(), Checkpoint(folder, progress) as checkpoint:
-            packed = can_pack(dtype, device) and checkpoint.size_bytes <= config.packed_weights_bytes
-            model = LlamaModel(shape, checkpoint, dtype=dtype, device=device, max_model_len=max_model_len, packed=packed)
+            model = LlamaModel(shape, checkpoint, dtype=dtype, device=device, max_model_len=max_model_len)
         # Outside inference mode: other threads write to it in place without knowing of that mode.
         pool = KVPool(
             num_layers=shape.num_layers,

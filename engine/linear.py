@@ -1,37 +1,44 @@
-"""Matrix products with a model's weights: the one place that chooses a kernel."""
+"""Matrix products with a model's weights: the one place that chooses a kernel.
+
+On a CPU the weight is laid out once as oneDNN's kernels read it (torch.ops.mkldnn, what torch's own compiler emits for frozen
+weights); torch.nn.functional.linear takes plain weights and lays them out anew in every call. Measured on one core with
+AVX512-BF16 and AMX, all products of one step of SmolLM2-135M, milliseconds:
+
+    tokens                       1     2     4     8    16
+    bfloat16, linear            71    76    81    75    61
+    bfloat16, packed            41    55    56    42    43    (reading 269 MB of memory once: 30)
+    bfloat16, matrix-vector     41
+    float32 (10 layers), linear 20          41    57
+    float32, packed             25          26    30
+
+A matrix-vector kernel for single tokens would win nothing in bfloat16 and cost a second copy of the weights. FBGEMM's
+float16 kernels came out at 42 and 51 ms for 1 and 8 tokens.
+"""
 
 import torch
 from torch.nn.functional import linear
 
+PACKED_FOR_TOKENS = 64
+"""The batch size that oneDNN lays the weight out for. Measured as good as any other for 1 to 512 tokens; 1 and 8 are worse."""
+
 
 class Linear:
-    """y = x Wᵀ + b, for x of one token [in] or of several [tokens, in].
-
-    On a CPU one token takes torch's matrix-vector kernel and several take oneDNN with the weight packed beforehand.
-    """
+    """y = x Wᵀ + b for x [tokens, in]; `packed` where `can_pack` says so. Keeps one copy of the weight."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, packed: bool = False) -> None:
-        self.weight = weight
-        self.bias = bias
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_TOKENS) if packed else None
+        self._packed = packed
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_TOKENS) if packed else weight
+        self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dim() == 1:
-            if self.bias is None:
-                return torch.mv(self.weight, x)
-            return torch.addmv(self.bias, self.weight, x)
-        if self._packed is not None:
-            result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-            return result
-        return linear(x, self.weight, self.bias)
-
-
-PACKED_FOR_TOKENS = 64
-"""The batch size oneDNN lays the weight out for; measured as good as any other from 2 tokens to 512."""
+        if not self._packed:
+            return linear(x, self._weight, self._bias)
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return result
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this torch and CPU have the packed product for `dtype`."""
+    """Whether this torch and this CPU have the packed product for `dtype`."""
     if device.type != "cpu" or not torch._C._has_mkldnn:
         return False
-    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))

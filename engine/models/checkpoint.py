@@ -39,11 +39,6 @@ class Checkpoint:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._stack.close()
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all the files."""
-        return sum(path.stat().st_size for path in _files(self._folder))
-
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
 

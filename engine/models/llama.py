@@ -1,7 +1,4 @@
-"""The Llama family (Llama, SmolLM2, Mistral, Qwen2, Qwen3): one forward for batches that mix prefill chunks and decodes.
-
-A batch of one token runs on vectors ([hidden] instead of [1, hidden]): on a CPU that reaches the matrix-vector kernel.
-"""
+"""The Llama family (Llama, SmolLM2, Mistral, Qwen2, Qwen3): one forward for batches that mix prefill chunks and decodes."""
 
 from collections.abc import Callable
 
@@ -11,7 +8,7 @@ from torch.nn.functional import embedding, silu
 from engine.attention.base import AttentionBackend
 from engine.batch import Batch
 from engine.kv_pool import KVPool
-from engine.linear import Linear
+from engine.linear import Linear, can_pack
 from engine.models.checkpoint import Checkpoint
 from engine.models.config import ModelConfig
 from engine.models.norm import RmsNorm
@@ -32,18 +29,17 @@ class LlamaModel:
         dtype: torch.dtype,
         device: torch.device,
         max_model_len: int,
-        packed: bool,
     ) -> None:
         self.config = config
         self.dtype = dtype
         self.device = device
-        self._reader = _Reader(config, checkpoint, dtype, device, packed)
+        self._reader = _Reader(config, checkpoint, dtype, device)
         self.rope = RopeTable(config.rope, max_model_len, dtype, device)
         self.embedding = self._reader.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         self.layers = [_Layer(config, self._reader, index) for index in range(config.num_layers)]
         self.norm = self._reader.norm("model.norm", config.hidden_size)
         if self._reader.tied:
-            self.head = Linear(self.embedding, packed=packed)
+            self.head = Linear(self.embedding, packed=can_pack(dtype, device))
         else:
             self.head = self._reader.linear(("lm_head",), (config.vocab_size,), config.hidden_size, bias=False)
 
@@ -52,8 +48,6 @@ class LlamaModel:
     ) -> torch.Tensor | None:
         """Computes the batch's KV into the pool; logits [sampled sequences, vocab_size], or None where none is sampled."""
         x = embedding(batch.token_ids, self.embedding)
-        if batch.num_tokens == 1:
-            x = x[0]
         cos, signed_sin = self.rope.at(batch.positions)
         plan = attention.plan(batch)
         for index, layer in enumerate(self.layers):
@@ -66,7 +60,7 @@ class LlamaModel:
             return None
         if batch.num_tokens > len(batch.sampled):
             x = x[batch.sampled_rows]
-        return self.head(self.norm(x)).view(-1, self.config.vocab_size)
+        return self.head(self.norm(x))
 
 
 class _Layer:
@@ -102,9 +96,9 @@ class _Layer:
 
     def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """The residual stream after this layer."""
-        x = self._output(attended.view(x.shape[:-1] + attended.shape[-1:])).add_(x)
+        x = self._output(attended).add_(x)
         gate_up = self._gate_up(self._mlp_norm(x))
-        inner = silu(gate_up[..., : self._inner]).mul_(gate_up[..., self._inner :])
+        inner = silu(gate_up[:, : self._inner]).mul_(gate_up[:, self._inner :])
         return self._down(inner).add_(x)
 
 
@@ -122,14 +116,12 @@ class _QkNorm:
 class _Reader:
     """Turns the checkpoint's tensors into our weights, fusing what is multiplied with the same input."""
 
-    def __init__(
-        self, config: ModelConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, packed: bool
-    ) -> None:
+    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         self._config = config
         self._checkpoint = checkpoint
         self._dtype = dtype
         self._device = device
-        self._packed = packed
+        self._packed = can_pack(dtype, device)
         self.tied = "lm_head.weight" not in checkpoint if config.tied_head is None else config.tied_head
         names = set(tensor_names(config, tied=self.tied))
         checkpoint.expect(names, lambda name: name.endswith("rotary_emb.inv_freq") or (self.tied and name == "lm_head.weight"))
