@@ -184,6 +184,8 @@ async def _trial(subject: Subject, prompt: list[int], output_tokens: int) -> Tri
     growth = (await subject.scraper.read()).growth_since(before)
     if answer.error is not None:
         raise TrialFailed(f"{subject.cluster.name}, {len(prompt)} tokens: {answer.error}")
+    if len(answer.event_s) < 2:
+        raise TrialFailed(f"{subject.cluster.name}, {len(prompt)} tokens: all tokens came in one event; ask for more (--osl)")
     if growth.exposed.count != 1 or answer.cached_tokens:
         raise TrialFailed(
             f"{subject.cluster.name}, {len(prompt)} tokens: {growth.exposed.count} transfers of one prompt "
