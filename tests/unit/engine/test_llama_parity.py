@@ -147,3 +147,18 @@ def test_rope_frequencies_equal_transformers(scaling: dict[str, Any]) -> None:
     frequencies, factor = read_rope(config.to_dict(), 64, 256).frequencies()
     assert torch.equal(frequencies, theirs.inv_freq)
     assert factor == pytest.approx(theirs.attention_scaling)
+
+
+def test_bfloat16_stays_near_float32(pair: tuple[Engine, Any], tmp_path: Path) -> None:
+    _, theirs = pair
+    theirs.save_pretrained(tmp_path)
+    config = EngineConfig(dtype="bfloat16", device="cpu", kv_memory_bytes=1 << 21, threads=1, block_size=8)
+    engine = Engine.load(tmp_path, config, Metrics("decode", "test"))
+    chunked, other = sequence(engine, 60, seed=21, scattered=False), sequence(engine, 33, seed=22, scattered=True)
+    forward(engine, (chunked, 0, 40), (other, 0, 32))
+    forward(engine, (chunked, 40, 59))
+    logits = forward(engine, (chunked, 59, 60), (other, 32, 33))
+    assert logits is not None
+    for ours, used in zip(logits.float(), (chunked, other), strict=True):
+        exact = expected(theirs, used.tokens)
+        assert (ours - exact).norm() <= 0.06 * exact.norm()
