@@ -64,7 +64,7 @@ def test_layerwise_on_a_slow_link(model: Path, tmp_path: Path) -> None:
 
 
 def test_decode_against_generate(model: Path, tmp_path: Path) -> None:
-    report = run(model, tmp_path, "decode_throughput", "--streams", "2", "--isl", "20", "--osl", "1000")
+    report = run(model, tmp_path, "decode_throughput", "--streams", "2", "--isl", "20", "--osl", "400")
     (streams,) = report["streams"]
     assert streams["streams"] == 2
     assert len(streams["tokens_per_second"]["ours"]) == len(streams["tokens_per_second"]["theirs"]) == 2
