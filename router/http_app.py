@@ -33,6 +33,7 @@ def _add_openai(app: FastAPI, front: OpenAiFront, model: ModelInfo, started_at: 
         "created": started_at,
         "owned_by": "serval",
         "max_model_len": model.max_model_len,
+        "vocab_size": model.vocab_size,
     }
 
     @app.post("/v1/chat/completions", response_model=None, openapi_extra=_body_of(ChatRequest))
