@@ -29,7 +29,8 @@ def announcement(config: ServalConfig, ready: Mapping[str, Ready], seconds: floa
 
 
 def curl_line(url: str, model: str) -> str:
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": QUESTION}], "stream": True})
+    messages = [{"role": "user", "content": QUESTION}]
+    body = json.dumps({"model": model, "messages": messages, "temperature": 0, "stream": True})
     return f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
