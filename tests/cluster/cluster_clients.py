@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import httpx
-from cluster_harness import RunningCluster
+from cluster_harness import RunningCluster, client
 
 from protocol import serval_pb2, serval_pb2_grpc
 from protocol.sampling import SamplingParams
@@ -40,6 +40,8 @@ class Answer:
     """`finish` is None until the answer has ended well; `error` says how it ended otherwise."""
 
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    """Of the chosen tokens, where the request asked for them."""
     finish: str | None = None
     cached_tokens: int = 0
     error: grpc.StatusCode | None = None
@@ -68,6 +70,7 @@ class GrpcClient:
         try:
             async for message in call:
                 answer.token_ids += message.token_ids
+                answer.logprobs += [token.chosen.logprob for token in message.logprobs]
                 if message.HasField("finish"):
                     answer.finish = FINISH[message.finish.reason]
                     answer.cached_tokens = message.finish.usage.cached_tokens
@@ -76,6 +79,7 @@ class GrpcClient:
             call.cancel()
 
     def start(self, ask: Ask) -> "OpenAnswer":
+        """Asks in the background."""
         return OpenAnswer(self, ask)
 
 
@@ -87,6 +91,10 @@ class OpenAnswer:
         self.answer = Answer()
         self.has_begun = asyncio.Event()
         self.done = asyncio.create_task(self._run(client))
+
+    @property
+    def has_failed(self) -> bool:
+        return self.answer.error is not None
 
     def cancel(self) -> None:
         self.done.cancel()
@@ -109,7 +117,8 @@ async def grpc_client(cluster: RunningCluster) -> AsyncIterator[GrpcClient]:
 
 @dataclass
 class SseAnswer:
-    """What a client sees of a text stream. `ended` says how: done, error, or cut."""
+    """What a client sees of a text stream. `ended` says how: done, error (an error event, or a status that is none of
+    success), or cut (the connection broke)."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
     text: str = ""
@@ -134,6 +143,32 @@ async def read_sse(response: httpx.Response, answer: SseAnswer) -> AsyncIterator
             else:
                 answer.text += "".join(_text(choice) for choice in event["choices"])
         yield answer
+
+
+class OpenStream:
+    """The same as OpenAnswer for an event stream of /v1/completions."""
+
+    def __init__(self, cluster: RunningCluster, ask: Ask) -> None:
+        self.ask = ask
+        self.answer = SseAnswer()
+        self.has_begun = asyncio.Event()
+        self.done = asyncio.create_task(self._run(cluster))
+
+    @property
+    def has_failed(self) -> bool:
+        return self.answer.ended != "done"
+
+    async def _run(self, cluster: RunningCluster) -> None:
+        params = self.ask.params
+        body = {"model": cluster.model, "prompt": self.ask.prompt, "stream": True, "max_tokens": params.max_tokens}
+        body |= {"temperature": params.temperature, "ignore_eos": params.ignore_eos}
+        with contextlib.suppress(httpx.TransportError):
+            async with client() as http, http.stream("POST", f"{cluster.url}/v1/completions", json=body) as response:
+                if response.status_code != httpx.codes.OK:
+                    self.answer.ended, self.answer.error = "error", json.loads(await response.aread())["error"]
+                    return
+                async for _ in read_sse(response, self.answer):
+                    self.has_begun.set()
 
 
 def _text(choice: dict[str, Any]) -> str:

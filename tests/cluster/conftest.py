@@ -1,5 +1,6 @@
 """Clusters that tests share: each is started once, on first use, and must stop well in the end."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,10 @@ class Clusters:
         """One that is not shared: whoever starts it stops it."""
         log = self._folder / f"cluster-{len(list(self._folder.iterdir()))}.log"
         return RunningCluster.start(spec, log)
+
+    def forget(self, cluster: RunningCluster) -> None:
+        """One that a test has ended in its own way."""
+        del self._running[cluster.spec]
 
     def stop_all(self) -> None:
         failures = []
@@ -68,6 +73,18 @@ def tiny_spec(tiny_model: Path) -> ClusterSpec:
         transfer__landing_bytes="10MiB",
         decode__local_prefill_max_tokens=0,
     )
+
+
+@pytest.fixture(scope="session")
+def two_prefill_spec(tiny_spec: ClusterSpec) -> ClusterSpec:
+    """2P1D, in chunks that begin and end within blocks. Round robin: two requests in a row go to different workers."""
+    return dataclasses.replace(tiny_spec, prefill=2).with_settings(engine__max_batch_tokens=100, router__policy="round_robin")
+
+
+@pytest.fixture(scope="session")
+def two_decode_spec(tiny_spec: ClusterSpec) -> ClusterSpec:
+    """1P2D, in small chunks that begin and end within blocks, round robin."""
+    return dataclasses.replace(tiny_spec, decode=2).with_settings(engine__max_batch_tokens=37, router__policy="round_robin")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from cluster_reference import Reference
 from conftest import Clusters
 from tokenizers import Tokenizer
 
+from protocol.sampling import SamplingParams
+
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 LONGEST = 3000
@@ -28,8 +30,10 @@ def lengths(count: int, seed: int, longest: int = LONGEST) -> list[int]:
 
 
 def tiny_asks(count: int, seed: int, max_tokens: int = 12) -> list[Ask]:
+    """None ends early: one that ended with its first token would need no KV at the decode worker."""
     drawn = random.Random(seed)
-    return [Ask.greedy([drawn.randrange(256) for _ in range(length)], max_tokens) for length in lengths(count, seed)]
+    prompts = [[drawn.randrange(256) for _ in range(length)] for length in lengths(count, seed)]
+    return [Ask.greedy(prompt, max_tokens, ignore_eos=True) for prompt in prompts]
 
 
 async def ask_in_waves(cluster: RunningCluster, asks: Sequence[Ask]) -> list[Answer]:
@@ -73,31 +77,16 @@ async def test_fifty_prompts_of_a_real_model(clusters: Clusters, embedded_spec: 
     assert_all_moved(cluster, moves, asks)
 
 
-TOPOLOGIES = pytest.mark.parametrize(
-    ("prefill", "decode", "chunk"),
-    [
-        pytest.param(1, 1, 256, id="1P1D-chunks-of-whole-blocks"),
-        pytest.param(2, 1, 100, id="2P1D-chunks-across-blocks"),
-        pytest.param(1, 2, 37, id="1P2D-chunks-across-blocks"),
-    ],
-)
+@pytest.fixture(params=["1P1D-chunks-of-whole-blocks", "2P1D-chunks-across-blocks", "1P2D-chunks-across-blocks"])
+def topology(request: pytest.FixtureRequest, tiny_spec: ClusterSpec) -> ClusterSpec:
+    fixtures = {"1P1D": "tiny_spec", "2P1D": "two_prefill_spec", "1P2D": "two_decode_spec"}
+    spec: ClusterSpec = request.getfixturevalue(fixtures[request.param.partition("-")[0]])
+    return spec
 
 
-def topology(tiny_spec: ClusterSpec, prefill: int, decode: int, chunk: int) -> ClusterSpec:
-    """Round robin: two requests in a row go to different workers."""
-    if (prefill, decode) == (1, 1):
-        return tiny_spec
-    spec = ClusterSpec(tiny_spec.model, prefill, decode, tiny_spec.settings)
-    return spec.with_settings(engine__max_batch_tokens=chunk, router__policy="round_robin")
-
-
-@TOPOLOGIES
-async def test_fifty_prompts(
-    clusters: Clusters, tiny_spec: ClusterSpec, tiny_reference: Reference, prefill: int, decode: int, chunk: int
-) -> None:
-    cluster = clusters.get(topology(tiny_spec, prefill, decode, chunk))
-    asks = tiny_asks(50, seed=chunk)
-    assert any(len(ask.prompt) % chunk for ask in asks)
+async def test_fifty_prompts(clusters: Clusters, topology: ClusterSpec, tiny_reference: Reference) -> None:
+    cluster = clusters.get(topology)
+    asks = tiny_asks(50, seed=topology.prefill + 2 * topology.decode)
 
     async with Moves(cluster) as moves:
         expected, answers = await asyncio.gather(asyncio.to_thread(tiny_reference.answers, asks), ask_in_waves(cluster, asks))
@@ -108,14 +97,12 @@ async def test_fifty_prompts(
         assert moves.of(worker.name, "bytes") > 0, f"{worker.name} had no part in it"
 
 
-@TOPOLOGIES
-async def test_prompts_that_fill_whole_chunks(
-    clusters: Clusters, tiny_spec: ClusterSpec, tiny_reference: Reference, prefill: int, decode: int, chunk: int
-) -> None:
-    cluster = clusters.get(topology(tiny_spec, prefill, decode, chunk))
+async def test_prompts_around_whole_chunks(clusters: Clusters, topology: ClusterSpec, tiny_reference: Reference) -> None:
+    cluster = clusters.get(topology)
+    chunk = dict(topology.settings)["engine.max_batch_tokens"]
     drawn = random.Random(chunk)
     sizes = [chunk - 1, chunk, chunk + 1, 2 * chunk, 4 * chunk, 4 * chunk + 1]
-    asks = [Ask.greedy([drawn.randrange(256) for _ in range(size)], 8) for size in sizes]
+    asks = [Ask.greedy([drawn.randrange(256) for _ in range(size)], 8, ignore_eos=True) for size in sizes]
 
     async with Moves(cluster) as moves, grpc_client(cluster) as client:
         answers = [await client.ask(ask) for ask in asks]  # one at a time: each has its chunks to itself
@@ -163,9 +150,11 @@ class TestPrefixCache:
         known = (len(ask.prompt) - 1) // BLOCK
         assert_all_moved(cluster, moves, [ask], blocks=blocks_of([ask]) - known)
 
-    async def test_known_to_prefill_only(self, clusters: Clusters, tiny_spec: ClusterSpec, tiny_reference: Reference) -> None:
+    async def test_known_to_prefill_only(
+        self, clusters: Clusters, two_decode_spec: ClusterSpec, tiny_reference: Reference
+    ) -> None:
         """Round robin sends the second prompt to the decode worker that has not seen the first: everything moves."""
-        cluster = clusters.get(topology(tiny_spec, 1, 2, 37))
+        cluster = clusters.get(two_decode_spec)
         first, second = self.asks(seed=3)
         async with Moves(cluster) as moves, grpc_client(cluster) as client:
             answers = [await client.ask(first), await client.ask(second)]
@@ -175,9 +164,11 @@ class TestPrefixCache:
         assert moves.of("decode", "cached") == 0
         assert_all_moved(cluster, moves, [first, second])
 
-    async def test_known_to_decode_only(self, clusters: Clusters, tiny_spec: ClusterSpec, tiny_reference: Reference) -> None:
+    async def test_known_to_decode_only(
+        self, clusters: Clusters, two_prefill_spec: ClusterSpec, tiny_reference: Reference
+    ) -> None:
         """The other prefill worker computes everything and sends what decode lacks."""
-        cluster = clusters.get(topology(tiny_spec, 2, 1, 100))
+        cluster = clusters.get(two_prefill_spec)
         first, second = self.asks(seed=4)
         async with Moves(cluster) as moves, grpc_client(cluster) as client:
             answers = [await client.ask(first), await client.ask(second)]
@@ -193,7 +184,7 @@ class TestPrefixCache:
         cluster = clusters.get(tiny_spec)
         drawn = random.Random(5)
         shared = [drawn.randrange(256) for _ in range(20 * BLOCK)]
-        asks = [Ask.greedy([*shared, *(drawn.randrange(256) for _ in range(40))], 12) for _ in range(AT_ONCE)]
+        asks = [Ask.greedy([*shared, *(drawn.randrange(256) for _ in range(40))], 12, ignore_eos=True) for _ in range(AT_ONCE)]
         async with Moves(cluster), grpc_client(cluster) as client:
             await client.ask(asks[0])
 
@@ -214,3 +205,40 @@ async def test_one_token_answers(clusters: Clusters, tiny_spec: ClusterSpec, tin
 
     tiny_reference.assert_same(asks, answers)
     assert moves.of("router", "outcomes") == len(asks)
+
+
+async def test_whole_prompts_unverified(clusters: Clusters, slow_transfer_spec: ClusterSpec, tiny_reference: Reference) -> None:
+    """The baseline of benchmarks (nothing leaves before the end of compute), without digests."""
+    cluster = clusters.get(slow_transfer_spec)
+    asks = tiny_asks(12, seed=7)
+    async with Moves(cluster) as moves:
+        answers = await ask_in_waves(cluster, asks)
+
+    tiny_reference.assert_same(asks, answers)
+    assert_all_moved(cluster, moves, asks)
+
+
+async def test_random_answers_by_seed(clusters: Clusters, tiny_spec: ClusterSpec, tiny_reference: Reference) -> None:
+    """What is drawn hangs on seed and position alone: not on the process that draws, nor on what else it computes."""
+    cluster = clusters.get(tiny_spec)
+    kinds = [
+        SamplingParams(temperature=1.0, seed=11, max_tokens=24, logprobs=1),
+        SamplingParams(temperature=0.7, top_p=0.8, seed=12, max_tokens=24, ignore_eos=True, logprobs=0),
+        SamplingParams(temperature=1.3, top_k=7, min_p=0.05, seed=13, max_tokens=24, logprobs=0),
+        SamplingParams(temperature=0.9, presence_penalty=0.8, frequency_penalty=0.4, seed=14, max_tokens=24, logprobs=0),
+        SamplingParams(temperature=0.0, repetition_penalty=1.4, max_tokens=24, min_tokens=20, logprobs=0),
+        SamplingParams(temperature=1.0, seed=15, max_tokens=24, logit_bias={65: 8.0}, stop_token_ids=(66,), logprobs=0),
+    ]
+    drawn = random.Random(8)
+    prompts = [tuple(drawn.randrange(256) for _ in range(length)) for length in (5, 333)]
+    asks = [Ask(prompt, params) for prompt in prompts for params in kinds]
+
+    async with Moves(cluster) as moves, grpc_client(cluster) as client:
+        answers = await client.ask_all(asks)
+
+    expected = tiny_reference.answers(asks)
+    tiny_reference.assert_same(asks, answers, expected)
+    for answer, wanted in zip(answers, expected, strict=True):
+        assert answer.logprobs == pytest.approx([token.logprob for token in wanted.logprobs], abs=1e-3)
+    assert len({tuple(answer.token_ids) for answer in answers}) > len(kinds), "different seeds, different answers"
+    assert_all_moved(cluster, moves, asks)
