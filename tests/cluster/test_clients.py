@@ -36,7 +36,7 @@ async def tiny(clusters: Clusters, tiny_spec: ClusterSpec) -> AsyncIterator[Runn
 
 
 def tokens(count: int, seed: int) -> list[int]:
-    drawn = random.Random(seed)
+    drawn = random.Random(f"clients {seed}")
     return [drawn.randrange(256) for _ in range(count)]
 
 

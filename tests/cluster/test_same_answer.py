@@ -31,7 +31,7 @@ def lengths(count: int, seed: int, longest: int = LONGEST) -> list[int]:
 
 def tiny_asks(count: int, seed: int, max_tokens: int = 12) -> list[Ask]:
     """None ends early: one that ended with its first token would need no KV at the decode worker."""
-    drawn = random.Random(seed)
+    drawn = random.Random(f"many {seed}")
     prompts = [[drawn.randrange(256) for _ in range(length)] for length in lengths(count, seed)]
     return [Ask.greedy(prompt, max_tokens, ignore_eos=True) for prompt in prompts]
 
@@ -117,7 +117,7 @@ class TestPrefixCache:
     @staticmethod
     def asks(seed: int) -> tuple[Ask, Ask]:
         """Two prompts with 40 whole blocks in common; the second goes on for 100 tokens."""
-        drawn = random.Random(seed)
+        drawn = random.Random(f"shared {seed}")
         shared = [drawn.randrange(256) for _ in range(40 * BLOCK)]
         return (
             Ask.greedy([*shared, 1], 12, ignore_eos=True),
@@ -231,7 +231,8 @@ async def test_random_answers_by_seed(clusters: Clusters, tiny_spec: ClusterSpec
     ]
     drawn = random.Random(8)
     prompts = [tuple(drawn.randrange(256) for _ in range(length)) for length in (5, 333)]
-    asks = [Ask(prompt, params) for prompt in prompts for params in kinds]
+    pairs = [(prompt, params) for prompt in prompts for params in kinds]
+    asks = [Ask((index, *prompt), params) for index, (prompt, params) in enumerate(pairs)]
 
     async with Moves(cluster) as moves, grpc_client(cluster) as client:
         answers = await client.ask_all(asks)
@@ -240,5 +241,4 @@ async def test_random_answers_by_seed(clusters: Clusters, tiny_spec: ClusterSpec
     tiny_reference.assert_same(asks, answers, expected)
     for answer, wanted in zip(answers, expected, strict=True):
         assert answer.logprobs == pytest.approx([token.logprob for token in wanted.logprobs], abs=1e-3)
-    assert len({tuple(answer.token_ids) for answer in answers}) > len(kinds), "different seeds, different answers"
     assert_all_moved(cluster, moves, asks)

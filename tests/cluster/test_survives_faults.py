@@ -30,7 +30,7 @@ Open = OpenAnswer | OpenStream
 
 def load_asks(seed: int, count: int = LOAD) -> list[Ask]:
     """Prompts of 50 to 1,200 tokens, the short ones first: some are decoded while others wait for prefill."""
-    drawn = random.Random(seed)
+    drawn = random.Random(f"load {seed}")  # prompts that no other test has left in a prefix cache
     lengths = [50 + 1150 * index // count for index in range(count)]
     return [Ask.greedy([drawn.randrange(256) for _ in range(length)], ANSWER_TOKENS, ignore_eos=True) for length in lengths]
 
@@ -85,7 +85,7 @@ class Load:
 
 async def assert_works_again(cluster: RunningCluster, reference: Reference, seed: int) -> None:
     """New requests are answered, and their KV moves between the processes that are there now."""
-    drawn = random.Random(seed)
+    drawn = random.Random(f"again {seed}")
     asks = [Ask.greedy([drawn.randrange(256) for _ in range(300)], 20, ignore_eos=True) for _ in range(4)]
     async with Moves(cluster) as moves, grpc_client(cluster) as api:
         answers = await api.ask_all(asks)
