@@ -7,14 +7,17 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from protocol.errors import ConfigError
+
 SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a taken port is an error: two servers would share its connections in silence
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Peers ping as well; the default would answer GOAWAY to more than one ping in five minutes.
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.max_send_message_length", 64 << 20),
-    ("grpc.so_reuseport", 0),  # a taken port is an error, not a second server behind it
 )
 
 
@@ -24,26 +27,26 @@ class GrpcServer:
     Add servicers to `server`, then `await start(host, port)`. Health says NOT_SERVING until then and again from `drain()`.
     """
 
-    def __init__(self, services: Sequence[str]) -> None:
+    def __init__(self, services: Sequence[str], max_receive_bytes: int = 64 << 20) -> None:
         self._names = ("", *services)
-        self.server = grpc.aio.server(options=SERVER_OPTIONS)
+        self.server = grpc.aio.server(options=(*SERVER_OPTIONS, ("grpc.max_receive_message_length", max_receive_bytes)))
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
 
     async def start(self, host: str, port: int) -> int:
-        """Listens; returns the bound port. Raises OSError when the port is taken."""
+        """Listens; returns the bound port. Raises ConfigError when the port is taken."""
         try:
             bound = self.server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {host}:{port}") from error
+            raise ConfigError(f"cannot listen on {host}:{port}") from error
         await self.server.start()
         await self._set(health_pb2.HealthCheckResponse.SERVING)
         return bound
 
     async def drain(self) -> None:
-        """From now on health says NOT_SERVING; open calls go on."""
-        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        """From now on health says NOT_SERVING, whatever comes; open calls go on."""
+        await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace_s: float) -> None:
         await self.server.stop(grace_s)

@@ -5,14 +5,10 @@ import logging
 import time
 from dataclasses import dataclass
 
-import grpc
-import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-
 from protocol import cluster_pb2, cluster_pb2_grpc, serval_pb2, serval_pb2_grpc
 from protocol.errors import ConfigError
 from protocol.ids import ProcessIdentity, draw_incarnation
+from protocol.server import GrpcServer
 from router.accounting import Accounting
 from router.admission import Admission
 from router.config import RouterConfig
@@ -100,32 +96,29 @@ class _Running:
         self._dispatcher = Dispatcher(config, model, tokenizer, self.members, accounting)
         admission = Admission(model, tokenizer, self.members)
         self._front = OpenAiFront(config, tokenizer, admission, self._dispatcher, accounting)
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._grpc = grpc.aio.server(options=_grpc_options(config))
+        self._grpc = GrpcServer(_SERVICES, max_receive_bytes=config.max_body_bytes)
         serval = ServalService(model, admission, self._dispatcher, accounting)
-        serval_pb2_grpc.add_ServalServicer_to_server(serval, self._grpc)
+        serval_pb2_grpc.add_ServalServicer_to_server(serval, self._grpc.server)
         link = RouterLinkService(self.members, self._dispatcher, config.worker_silence_s)
-        cluster_pb2_grpc.add_RouterLinkServicer_to_server(link, self._grpc)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        cluster_pb2_grpc.add_RouterLinkServicer_to_server(link, self._grpc.server)
         self._janitor: asyncio.Task[None] | None = None
 
     async def start(self) -> BoundPorts:
         config = self._config
-        grpc_port = _bind_grpc(self._grpc, config)
+        try:
+            grpc_port = await self._grpc.start(config.host, config.grpc_port)
+        except ConfigError as error:
+            raise ConfigError(f"grpc_port: {error}") from error
         self._me.address = f"{config.host}:{grpc_port}"
-        await self._grpc.start()
         status = Status(self.members, self._dispatcher, config.name, f"{config.host}:{self._http.port}")
         await self._http.start(build_app(self._front, status, self._model, self._metrics, int(time.time())))
-        for service in ("", *_SERVICES):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._janitor = asyncio.create_task(self._watch(), name="router-janitor")
         logger.info("http://%s:%d, gRPC %s, model %s", config.host, self._http.port, self._me.address, config.model)
         return BoundPorts(http=self._http.port, grpc=grpc_port)
 
     async def drain(self) -> None:
         self._dispatcher.is_draining = True
-        await self._health.enter_graceful_shutdown()
+        await self._grpc.drain()
         await self._dispatcher.wait_idle()
 
     async def stop(self, deadline_s: float) -> None:
@@ -136,7 +129,7 @@ class _Running:
         self._dispatcher.end_all("the router stopped; a retry elsewhere can help")
         await self._http.stop(deadline_s=2)
         self.members.close("the router stops")
-        await self._grpc.stop(grace=1)
+        await self._grpc.stop(grace_s=1)
         if self._janitor is not None:
             self._janitor.cancel()
 
@@ -156,26 +149,3 @@ class _Running:
                 continue
             for worker, reason in self.members.overdue(loop.time(), self._config.worker_silence_s, self._config.worker_stall_s):
                 self.members.leave(worker, reason)
-
-
-def _bind_grpc(server: grpc.aio.Server, config: RouterConfig) -> int:
-    try:
-        port = server.add_insecure_port(f"{config.host}:{config.grpc_port}")
-    except RuntimeError as error:
-        raise ConfigError(f"grpc_port: cannot listen on {config.host}:{config.grpc_port}") from error
-    if port == 0:
-        raise ConfigError(f"grpc_port: cannot listen on {config.host}:{config.grpc_port}")
-    return port
-
-
-def _grpc_options(config: RouterConfig) -> list[tuple[str, int]]:
-    return [
-        ("grpc.so_reuseport", 0),  # two routers on one port would share its connections in silence
-        ("grpc.max_receive_message_length", config.max_body_bytes),
-        ("grpc.keepalive_time_ms", 5_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-        # Workers ping as well; the default would answer GOAWAY to more than one ping in five minutes.
-        ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
-    ]
