@@ -97,7 +97,8 @@ class RouterLink:
                     pause_s = self._config.reconnect_min_s
             except (grpc.aio.AioRpcError, TimeoutError, ConnectionError) as error:
                 detail = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
-                logger.info("no stream to router %s: %s", self.address, detail)
+                level = logging.DEBUG if self._draining else logging.INFO  # a cluster that stops ends its router first
+                logger.log(level, "no stream to router %s: %s", self.address, detail)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, self._config.reconnect_max_s)
 
