@@ -35,3 +35,9 @@ class DecodeConfig(BaseModel):
     quarantine_check_s: float = Field(
         0.5, gt=0, description="Seconds between looks at whether a peer that holds a quarantined slot is provably gone."
     )
+    quarantine_ask_most_s: float = Field(
+        15.0,
+        gt=0,
+        description="Seconds at most between two questions to a living peer whether a quarantined slot is free; the first comes "
+        "after quarantine_check_s, and each unanswered one doubles the pause.",
+    )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from decode.admission import AdmissionLine
 from decode.config import DecodeConfig
 from decode.prefill_client import PrefillPeers
+from decode.quarantine import Quarantine
 from decode.remote_prefill import RemotePrefill
 from decode.request import DecodeRequest
 from engine.block_allocator import OutOfBlocks
@@ -49,6 +50,7 @@ class Parts:
     engine_loop: EngineLoop
     receiver: Receiver
     peers: PrefillPeers
+    quarantine: Quarantine
     line: AdmissionLine
     config: DecodeConfig
     metrics: Metrics
@@ -189,7 +191,8 @@ class Flow:
         """True: the KV is here, verified, and the first token went out. False: it could not be done; compute the prompt here."""
         request, parts = self.request, self._parts
         assert request.prefill is not None and request.lease is not None
-        remote = self._remote = RemotePrefill(parts.peers.get(request.prefill), parts.receiver, request.lease, parts.config)
+        peer = parts.peers.get(request.prefill)
+        remote = self._remote = RemotePrefill(peer, parts.receiver, parts.quarantine, request.lease, parts.config)
         request.lifecycle.advance(Event.PREFILL_CALLED)
         remote.start(self._prefill_request())
         try:

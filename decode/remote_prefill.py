@@ -11,6 +11,7 @@ from typing import Any
 
 from decode.config import DecodeConfig
 from decode.prefill_client import PrefillPeer
+from decode.quarantine import Quarantine
 from kvtransfer.lease import Landed, Lease
 from kvtransfer.receiver import Receiver
 from protocol import cluster_pb2
@@ -23,10 +24,13 @@ class RemotePrefill:
     """`first_token` and `landed` raise a ServalError as soon as the attempt is known to have failed. After `cancel` nothing is
     copied into the request's KV blocks. `settle` must be awaited once, on every path."""
 
-    def __init__(self, peer: PrefillPeer, receiver: Receiver, lease: Lease, config: DecodeConfig) -> None:
+    def __init__(
+        self, peer: PrefillPeer, receiver: Receiver, quarantine: Quarantine, lease: Lease, config: DecodeConfig
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._peer = peer
         self._receiver = receiver
+        self._quarantine = quarantine
         self._lease = lease
         self._config = config
         self._first: asyncio.Future[cluster_pb2.FirstToken] = loop.create_future()
@@ -71,7 +75,10 @@ class RemotePrefill:
             quiesced = await self._peer.abort(self._lease.lease_id, self._config.abort_timeout_s)
         if self._reader is not None:
             self._reader.cancel()
-        self._receiver.release(self._lease, quiesced or self._reader is None)
+        if quiesced or self._reader is None:
+            self._receiver.release(self._lease, quiesced=True)
+        else:
+            self._quarantine.add(self._lease, self._peer)
 
     @property
     def _is_complete(self) -> bool:

@@ -14,6 +14,7 @@ from decode.admission import AdmissionLine
 from decode.config import DecodeConfig
 from decode.flow import Parts
 from decode.prefill_client import PrefillPeers
+from decode.quarantine import Quarantine
 from decode.requests import Requests
 from engine.engine import Engine
 from engine.loop import EngineLoop
@@ -51,19 +52,23 @@ class DecodeWorker:
         def publish(updates: Iterable[SequenceUpdate]) -> None:
             loop.call_soon_threadsafe(requests.on_updates, updates)
 
+        peers = PrefillPeers(_introduction(node, receiver), self._config.connect_timeout_s)
+        line = AdmissionLine(self._config.max_waiting)
+        quarantine = Quarantine(receiver, peers, self._config, on_freed=line.advance)
         parts = self._parts = Parts(
             incarnation=node.incarnation,
             engine=engine,
             engine_loop=EngineLoop(engine, publish=publish),
             receiver=receiver,
-            peers=PrefillPeers(_introduction(node, receiver), self._config.connect_timeout_s),
-            line=AdmissionLine(self._config.max_waiting),
+            peers=peers,
+            quarantine=quarantine,
+            line=line,
             config=self._config,
             metrics=self._metrics,
         )
         requests = self._requests = Requests(parts)
         parts.engine_loop.start()
-        self._janitor = asyncio.create_task(self._free_slots_of_the_gone(parts))
+        self._janitor = asyncio.create_task(quarantine.run(), name="quarantine")
         node.dial_routers(requests)
         logger.info("serving on %s", address)
         return address
@@ -89,16 +94,6 @@ class DecodeWorker:
             await self._parts.peers.close()
             await asyncio.to_thread(self._parts.engine_loop.close, timeout_s)
             await asyncio.to_thread(self._parts.receiver.close, timeout_s)
-
-    async def _free_slots_of_the_gone(self, parts: Parts) -> None:
-        """A prefill worker whose process provably ended can write no more: its slots are pumped and come back."""
-        while True:
-            await asyncio.sleep(self._config.quarantine_check_s)
-            for peer in parts.peers.gone():
-                logger.info("%s is gone", peer)
-                parts.receiver.peer_gone(peer.incarnation)
-                await parts.peers.forget(peer)
-            parts.line.advance()  # slots come back on the receiver's clock, which tells nobody
 
 
 def _introduction(node: WorkerNode, receiver: Receiver) -> cluster_pb2.IntroduceRequest:

@@ -183,10 +183,13 @@ class RunningCluster:
         """Every process's samples, by name."""
         async with client() as http:
             found = {"router": Samples.parse((await http.get(f"{self.url}/metrics")).raise_for_status().text)}
-            for worker in await self.workers():
-                text = (await http.get(f"http://{worker.metrics_address}/metrics")).raise_for_status().text
-                found[worker.name] = Samples.parse(text)
+        for worker in await self.workers():
+            found[worker.name] = await self.scrape_worker(worker)
         return found
+
+    async def scrape_worker(self, worker: WorkerView) -> Samples:
+        async with client() as http:
+            return Samples.parse((await http.get(f"http://{worker.metrics_address}/metrics")).raise_for_status().text)
 
     async def total(self, name: str, role: str, **labels: str) -> float:
         """A sample's sum over the processes of one role."""

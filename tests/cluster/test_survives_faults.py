@@ -181,6 +181,33 @@ class TestKilledWorker:
         await assert_works_again(cluster, tiny_reference, seed=8)
 
 
+class TestStalledWorker:
+    async def test_its_landing_slot_comes_back(
+        self, clusters: Clusters, tiny_spec: ClusterSpec, tiny_reference: Reference
+    ) -> None:
+        """A prefill worker that stands still cannot say that it writes no more: its slot is set apart until it can."""
+        cluster = clusters.get(tiny_spec)
+        await cluster.assert_idle()
+        before = await cluster.outcomes()
+        (prefill,) = await cluster.workers("prefill")
+        ask = Ask.greedy([*load_asks(seed=14)[-1].prompt] * 5, 10)
+        async with grpc_client(cluster) as api:
+            answer = api.start(ask)
+            await until(lambda: _landing(cluster, "leased"), "the prompt has its landing slot")
+            os.kill(prefill.pid, signal.SIGSTOP)
+            try:
+                answer.cancel()
+                await until(lambda: _landing(cluster, "quarantined"), "the slot is set apart")
+            finally:
+                os.kill(prefill.pid, signal.SIGCONT)
+
+        await until(cluster.all_joined, "the router hears of it again")
+        await cluster.assert_idle()
+        assert await new_outcomes(cluster, before) == {Outcome.CANCELLED: 1}
+        assert await cluster.workers("prefill") == [prefill], "it is the same process"
+        await assert_works_again(cluster, tiny_reference, seed=15)
+
+
 class TestKilledRouter:
     async def test_under_load(self, clusters: Clusters, tiny_spec: ClusterSpec, tiny_reference: Reference) -> None:
         """Its clients' connections break. The workers give up its requests, and find it again when it is back."""
@@ -257,6 +284,12 @@ class TestStop:
             await load.ended()
         clusters.forget(cluster)
         await until(lambda: not any(map(psutil.pid_exists, cluster.known_pids)), "every process is gone", 10)
+
+
+async def _landing(cluster: RunningCluster, state: str) -> float:
+    """Landing blocks in a state. Asks the decode worker alone: the others may stand still."""
+    (decode,) = await cluster.workers("decode")
+    return (await cluster.scrape_worker(decode)).sum("serval_kv_landing_blocks", state=state)
 
 
 async def _refused(cluster: RunningCluster) -> grpc.StatusCode:
