@@ -46,6 +46,11 @@ class EngineConfig(BaseModel):
         default=False,
         description="Verify the KV cache's books before every step. For tests: takes time in proportion to the pool.",
     )
+    native_kernels: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: compute decode steps in C where engine/native can: bfloat16, one CPU thread with AMX, a C compiler, at "
+        "most 4 GiB of weights, of which it keeps a second copy. About half the time per token. off: torch alone.",
+    )
     max_model_len: int | None = Field(
         default=None, ge=2, description="Longest prompt plus answer, in tokens. None: what the model was trained for."
     )

@@ -1,8 +1,10 @@
 """The engine: a step is schedule, run, publish. One thread steps; any thread submits, aborts and releases."""
 
+import logging
 import threading
 import time
 from collections import deque
+from ctypes import CDLL
 from pathlib import Path
 
 import torch
@@ -15,12 +17,16 @@ from engine.kv_pool import KVPool
 from engine.models.checkpoint import Checkpoint, Progress
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.llama import LlamaModel, OnLayer
+from engine.native.decoder import why_not
+from engine.native.library import load_library
 from engine.placement import choose_device, choose_dtype, choose_max_model_len, count_blocks
 from engine.sampler import Sampler
 from engine.scheduler import Ending, Schedule, Scheduler
 from engine.sequence import FinishReason, Sequence, SequenceUpdate, TokenLogprobs
 from protocol.errors import InvalidRequest, ServalError
 from telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 
 class EngineFailed(ServalError):
@@ -81,8 +87,9 @@ class Engine:
         dtype = choose_dtype(config, shape, device)
         num_blocks = count_blocks(config, shape, dtype)
         max_model_len = choose_max_model_len(config, shape, num_blocks)
+        kernels = _native_kernels(config, shape, dtype, device)
         with torch.inference_mode(), Checkpoint(folder, progress) as checkpoint:
-            model = LlamaModel(shape, checkpoint, dtype=dtype, device=device, max_model_len=max_model_len)
+            model = LlamaModel(shape, checkpoint, dtype=dtype, device=device, max_model_len=max_model_len, kernels=kernels)
         # Outside inference mode: other threads write to it in place without knowing of that mode.
         pool = KVPool(
             num_layers=shape.num_layers,
@@ -265,6 +272,14 @@ class Engine:
             metrics.engine_steps.of().inc()
             metrics.engine_step_time.of().observe(step_s)
             metrics.engine_batch_tokens.of().observe(sum(span.length for span in schedule.spans))
+
+
+def _native_kernels(config: EngineConfig, shape: ModelConfig, dtype: torch.dtype, device: torch.device) -> CDLL | None:
+    reason = "native_kernels is off" if config.native_kernels == "off" else why_not(shape, dtype, device, config.block_size)
+    if reason is not None:
+        log.info("native kernels are off, torch computes every step: %s", reason)
+        return None
+    return load_library()
 
 
 class _Result:

@@ -11,7 +11,7 @@ AVX512-BF16 and AMX, all products of one step of SmolLM2-135M, milliseconds:
     float32 (10 layers), linear 20          41    57
     float32, packed             25          26    30
 
-A matrix-vector kernel for single tokens would win nothing in bfloat16 and cost a second copy of the weights. FBGEMM's
+Decode steps in bfloat16 on one thread are computed in engine/native/ where the machine can: 28 to 33 for 1 to 16 tokens. FBGEMM's
 float16 kernels came out at 42 and 51 ms for 1 and 8 tokens.
 """
 

@@ -1,6 +1,7 @@
 """The Llama family (Llama, SmolLM2, Mistral, Qwen2, Qwen3): one forward for batches that mix prefill chunks and decodes."""
 
 from collections.abc import Callable
+from ctypes import CDLL
 
 import torch
 from torch.nn.functional import embedding, silu
@@ -13,6 +14,7 @@ from engine.models.checkpoint import Checkpoint
 from engine.models.config import ModelConfig
 from engine.models.norm import RmsNorm
 from engine.models.rope import RopeTable
+from engine.native.decoder import LayerWeights, LinearWeights, NativeDecoder
 
 OnLayer = Callable[[int, Batch], None]
 """Called with (layer, batch) once per layer, as soon as that layer's KV of the batch's spans is in the pool."""
@@ -29,24 +31,39 @@ class LlamaModel:
         dtype: torch.dtype,
         device: torch.device,
         max_model_len: int,
+        kernels: CDLL | None = None,
     ) -> None:
+        """`kernels`: the native library, where this model's decode steps are to be computed by it."""
         self.config = config
         self.dtype = dtype
         self.device = device
         self._reader = _Reader(config, checkpoint, dtype, device)
         self.rope = RopeTable(config.rope, max_model_len, dtype, device)
         self.embedding = self._reader.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
-        self.layers = [_Layer(config, self._reader, index) for index in range(config.num_layers)]
-        self.norm = self._reader.norm("model.norm", config.hidden_size)
-        if self._reader.tied:
-            self.head = Linear(self.embedding, packed=can_pack(dtype, device))
-        else:
-            self.head = self._reader.linear(("lm_head",), (config.vocab_size,), config.hidden_size, bias=False)
+        self._decoder = None if kernels is None else NativeDecoder(kernels, config, self.embedding)
+        self.layers = [self._read_layer(index) for index in range(config.num_layers)]
+        norm = self._reader.tensor("model.norm.weight", config.hidden_size)
+        head = LinearWeights(
+            self.embedding if self._reader.tied else self._reader.tensor("lm_head.weight", *self.embedding.shape)
+        )
+        self.norm = RmsNorm(norm, config.rms_norm_eps)
+        self.head = Linear(head.weight, packed=can_pack(dtype, device))
+        if self._decoder is not None:
+            self._decoder.add_head(norm, head)
+
+    def _read_layer(self, index: int) -> "_Layer":
+        weights = self._reader.layer(index)
+        if self._decoder is not None:
+            self._decoder.add_layer(index, weights)
+        return _Layer(self.config, weights, packed=can_pack(self.dtype, self.device))
 
     def forward(
         self, batch: Batch, pool: KVPool, attention: AttentionBackend, on_layer: OnLayer | None = None
     ) -> torch.Tensor | None:
         """Computes the batch's KV into the pool; logits [sampled sequences, vocab_size], or None where none is sampled."""
+        # Whoever wants each layer as it is computed sends it away: a prefill worker, with few tokens to decode.
+        if self._decoder is not None and on_layer is None and self._decoder.takes(batch):
+            return self._decoder.step(batch, pool)
         x = embedding(batch.token_ids, self.embedding)
         cos, signed_sin = self.rope.at(batch.positions)
         plan = attention.plan(batch)
@@ -64,23 +81,20 @@ class LlamaModel:
 
 
 class _Layer:
-    def __init__(self, config: ModelConfig, reader: "_Reader", index: int) -> None:
-        prefix = f"model.layers.{index}"
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    def __init__(self, config: ModelConfig, weights: LayerWeights, *, packed: bool) -> None:
         self._head_dim = config.head_dim
         self._heads = config.num_heads
         self._rotated = config.num_heads + config.num_kv_heads
-        query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self._input_norm = reader.norm(f"{prefix}.input_layernorm", hidden)
-        qkv = tuple(f"{attention}.{name}_proj" for name in "qkv")
-        self._qkv = reader.linear(qkv, (query, key, key), hidden, bias=config.qkv_bias)
-        self._qk_norm = _QkNorm(config, reader, attention) if config.qk_norm else None
-        self._output = reader.linear((f"{attention}.o_proj",), (hidden,), query, bias=config.output_bias)
-        self._mlp_norm = reader.norm(f"{prefix}.post_attention_layernorm", hidden)
-        self._inner = inner
-        self._gate_up = reader.linear((f"{mlp}.gate_proj", f"{mlp}.up_proj"), (inner, inner), hidden, bias=config.mlp_bias)
-        self._down = reader.linear((f"{mlp}.down_proj",), (hidden,), inner, bias=config.mlp_bias)
+        self._inner = config.intermediate_size
+        self._qkv, self._output, self._gate_up, self._down = (
+            Linear(linear.weight, linear.bias, packed=packed)
+            for linear in (weights.qkv, weights.output, weights.gate_up, weights.down)
+        )
+        self._input_norm = RmsNorm(weights.input_norm, config.rms_norm_eps)
+        self._mlp_norm = RmsNorm(weights.mlp_norm, config.rms_norm_eps)
+        self._qk_norm: _QkNorm | None = None
+        if weights.query_norm is not None and weights.key_norm is not None:
+            self._qk_norm = _QkNorm(config, weights.query_norm, weights.key_norm)
 
     def project(
         self, x: torch.Tensor, rope: RopeTable, cos: torch.Tensor, signed_sin: torch.Tensor
@@ -105,9 +119,9 @@ class _Layer:
 class _QkNorm:
     """Qwen3's normalisation of each query and key head."""
 
-    def __init__(self, config: ModelConfig, reader: "_Reader", attention: str) -> None:
+    def __init__(self, config: ModelConfig, query: torch.Tensor, key: torch.Tensor) -> None:
         self._queries = config.num_heads
-        self._query, self._key = (reader.norm(f"{attention}.{name}_norm", config.head_dim) for name in "qk")
+        self._query, self._key = (RmsNorm(weight, config.rms_norm_eps) for weight in (query, key))
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
         return torch.cat((self._query(heads[:, : self._queries]), self._key(heads[:, self._queries :])), dim=1)
@@ -121,7 +135,6 @@ class _Reader:
         self._checkpoint = checkpoint
         self._dtype = dtype
         self._device = device
-        self._packed = can_pack(dtype, device)
         self.tied = "lm_head.weight" not in checkpoint if config.tied_head is None else config.tied_head
         names = set(tensor_names(config, tied=self.tied))
         checkpoint.expect(names, lambda name: name.endswith("rotary_emb.inv_freq") or (self.tied and name == "lm_head.weight"))
@@ -129,15 +142,28 @@ class _Reader:
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
         return self._checkpoint.read(name, shape).to(device=self._device, dtype=self._dtype)
 
-    def norm(self, name: str, width: int) -> RmsNorm:
-        return RmsNorm(self.tensor(f"{name}.weight", width), self._config.rms_norm_eps)
+    def layer(self, index: int) -> LayerWeights:
+        config, prefix = self._config, f"model.layers.{index}"
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        hidden, inner = config.hidden_size, config.intermediate_size
+        qkv = tuple(f"{attention}.{name}_proj" for name in "qkv")
+        return LayerWeights(
+            qkv=self._linear(qkv, (query, key, key), hidden, bias=config.qkv_bias),
+            output=self._linear((f"{attention}.o_proj",), (hidden,), query, bias=config.output_bias),
+            gate_up=self._linear((f"{mlp}.gate_proj", f"{mlp}.up_proj"), (inner, inner), hidden, bias=config.mlp_bias),
+            down=self._linear((f"{mlp}.down_proj",), (hidden,), inner, bias=config.mlp_bias),
+            input_norm=self.tensor(f"{prefix}.input_layernorm.weight", hidden),
+            mlp_norm=self.tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
+            query_norm=self.tensor(f"{attention}.q_norm.weight", config.head_dim) if config.qk_norm else None,
+            key_norm=self.tensor(f"{attention}.k_norm.weight", config.head_dim) if config.qk_norm else None,
+        )
 
-    def linear(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int, *, bias: bool) -> Linear:
+    def _linear(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int, *, bias: bool) -> LinearWeights:
         """One product for all of `names`, their results one after another."""
         pairs = list(zip(names, rows, strict=True))
         weight = torch.cat([self.tensor(f"{name}.weight", count, columns) for name, count in pairs])
-        joined_bias = torch.cat([self.tensor(f"{name}.bias", count) for name, count in pairs]) if bias else None
-        return Linear(weight, joined_bias, packed=self._packed)
+        return LinearWeights(weight, torch.cat([self.tensor(f"{name}.bias", count) for name, count in pairs]) if bias else None)
 
 
 def tensor_names(config: ModelConfig, *, tied: bool) -> list[str]:
