@@ -122,8 +122,8 @@ static void put(const float *sums, const Linear *linear, int64_t output, float *
     }
 }
 
-/* x [padded(rows), inputs] times the weight, stored in or added to `to` [rows, outputs]: one pass over the weight in memory order. A panel of 32
- * outputs comes from memory for the first 16 rows, and from the cache for the others. */
+/* x [padded(rows), inputs] times the weight, stored in or added to `to` [rows, outputs]: one pass over the weight in memory order.
+ * A panel of 32 outputs comes from memory for the first 16 rows, and from the cache for the others. */
 static void multiply(const Linear *linear, const bf16 *x, int64_t rows, float *to, int add) {
     int64_t inputs = linear->inputs, stride = inputs * (int64_t)sizeof(bf16);
     float sums[TILE * TILE] __attribute__((aligned(64)));
@@ -222,8 +222,9 @@ static inline __attribute__((always_inline)) void weigh_values(
 }
 
 /* weigh_values for any number of heads, in constant numbers that fit the registers. */
-static void weigh_group(int64_t heads, int64_t tokens, const float *weights, const float *factor, const bf16 *values, int64_t stride,
-                        float *sums, int64_t head_dim) {
+static void weigh_group(
+    int64_t heads, int64_t tokens, const float *weights, const float *factor, const bf16 *values, int64_t stride, float *sums,
+    int64_t head_dim) {
     while (heads > 0) {
         int taken = heads >= 4 ? 4 : (int)heads;
         switch (taken) {
@@ -283,7 +284,8 @@ static void attend(const Model *model, const Batch *batch, Attention *scratch, c
         uint32_t *pairs = (uint32_t *)scratch->queries + head / group * head_dim / 2 * TILE + head % group;
         for (int64_t pair = 0; pair < head_dim / 2; pair++) {
             /* The scale goes in here: exact where it is a power of two, else one rounding of what is rounded anyway. */
-            __m128 both = _mm_setr_ps(query[head * head_dim + 2 * pair] * scale, query[head * head_dim + 2 * pair + 1] * scale, 0, 0);
+            const float *two = query + head * head_dim + 2 * pair;
+            __m128 both = _mm_setr_ps(two[0] * scale, two[1] * scale, 0, 0);
             __m128bh rounded = _mm_cvtneps_pbh(both);
             memcpy(pairs + pair * TILE, &rounded, sizeof *pairs);
         }

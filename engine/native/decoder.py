@@ -176,8 +176,7 @@ class NativeDecoder:
     def _workspace_for(self, count: int) -> int:
         size = self._library.serval_workspace_bytes(ctypes.byref(self._model), count)
         if self._workspace.numel() < size:
-            # Zeroed: the rows that pad a tile must not make products slow with denormal numbers.
-            self._workspace = torch.zeros(size, dtype=torch.uint8)
+            self._workspace = torch.empty(size, dtype=torch.uint8)
         return self._workspace.data_ptr()
 
     def _linear(self, linear: LinearWeights) -> _Linear:
