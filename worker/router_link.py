@@ -32,6 +32,10 @@ CHANNEL_OPTIONS = (
 )
 
 
+Outbox = asyncio.Queue[cluster_pb2.FromWorker | None]
+"""Messages to one router; None: the stream has ended."""
+
+
 class OrderHandler(Protocol):
     """What a worker does with a router's orders. All methods run on the event loop and must not block."""
 
@@ -60,7 +64,7 @@ class RouterLink:
         self._load = load
         self._handler = handler
         self._config = config
-        self._outbox: asyncio.Queue[cluster_pb2.FromWorker] | None = None
+        self._outbox: Outbox | None = None
         self._draining = False
         self._task: asyncio.Task[None] | None = None
 
@@ -105,7 +109,7 @@ class RouterLink:
     async def _run_once(self) -> bool:
         """One stream from dial to end. True when the router had welcomed us."""
         async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
-            outbox: asyncio.Queue[cluster_pb2.FromWorker] = asyncio.Queue()
+            outbox: Outbox = asyncio.Queue()
             outbox.put_nowait(cluster_pb2.FromWorker(hello=self._hello))
             stub: Any = cluster_pb2_grpc.RouterLinkStub(channel)
             call = stub.Connect(_drain(outbox))
@@ -128,6 +132,7 @@ class RouterLink:
             finally:
                 was_live, self._outbox = self._outbox is not None, None
                 call.cancel()
+                outbox.put_nowait(None)  # gRPC leaves the task that writes waiting for ever
                 if was_live:
                     self._handler.on_lost(self)
 
@@ -138,13 +143,13 @@ class RouterLink:
         elif kind == "cancel":
             self._handler.on_cancel(self, order.cancel.request)
 
-    async def _report(self, outbox: asyncio.Queue[cluster_pb2.FromWorker]) -> None:
+    async def _report(self, outbox: Outbox) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             while True:
                 outbox.put_nowait(cluster_pb2.FromWorker(load=self._load()))
                 await asyncio.sleep(self._config.load_report_period_s)
 
 
-async def _drain(outbox: asyncio.Queue[cluster_pb2.FromWorker]) -> AsyncIterator[cluster_pb2.FromWorker]:
-    while True:
-        yield await outbox.get()
+async def _drain(outbox: Outbox) -> AsyncIterator[cluster_pb2.FromWorker]:
+    while (message := await outbox.get()) is not None:
+        yield message
