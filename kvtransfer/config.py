@@ -44,9 +44,10 @@ class TransferConfig(BaseModel):
         "compute; the baseline of benchmarks.",
     )
     lease_s: float = Field(
-        120.0,
+        180.0,
         gt=0,
-        description="Seconds for which a prefill worker may write into a landing slot: its queue and its compute lie within.",
+        description="Seconds for which a prefill worker may write into a landing slot: its queue, its compute and the transfer lie "
+        "within. Longer than decode.first_token_timeout_s and decode.transfer_timeout_s together, so that those come first.",
     )
     lease_margin_s: float = Field(
         0.25, ge=0, description="Seconds before the end of its lease at which the sender posts no more: its clock may differ."

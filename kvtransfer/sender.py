@@ -24,7 +24,7 @@ from kvtransfer.transfer import Transfer, lease_end
 from kvtransfer.transport import Transport
 from kvtransfer.writer import Writer
 from protocol import cluster_pb2
-from protocol.errors import InvalidRequest, LeaseExpired, PeerGone, ServalError, TransferFailed
+from protocol.errors import InvalidRequest, LeaseExpired, PeerGone, ServalError, TransferAborted, TransferFailed
 from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
 from telemetry.metrics import Metrics
 
@@ -239,8 +239,11 @@ class Sender:
         key = (transfer.peer, transfer.lease_id)
         if self._transfers.pop(key, None) is None:
             return
-        log.warning("KV transfer of %s failed: %s", transfer.request_id, error)
-        self._metrics.kv_transfer_failures.of(reason=type(error).__name__).inc()
+        if isinstance(error, TransferAborted):  # as asked: a client that went away is nobody's fault
+            log.info("KV transfer of %s: %s", transfer.request_id, error)
+        else:
+            log.warning("KV transfer of %s failed: %s", transfer.request_id, error)
+            self._metrics.kv_transfer_failures.of(reason=type(error).__name__).inc()
         may_land = self._writer.abandon(transfer)
         if may_land:
             self._unconfirmed[key] = self._connections.number(transfer.peer)
@@ -284,7 +287,7 @@ class Sender:
         transfer = self._transfers.get(key)
         if transfer is not None:
             transfer.quiesce_waiters.append(answer)
-            self._fail(transfer, TransferFailed("aborted by the decode worker"))
+            self._fail(transfer, TransferAborted("aborted by the decode worker"))
         elif key in self._unconfirmed:
             self._fence(key, answer.set_result)
         else:

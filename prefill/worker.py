@@ -41,7 +41,9 @@ class PrefillWorker:
     async def start(self) -> str:
         """Loads the model, listens, and starts to dial the routers. Returns the gRPC address."""
         spec = self._spec
-        engine = await asyncio.to_thread(Engine.load, spec.model_dir, spec.engine, self._metrics, progress=spec.report_weights)
+        # The native decode step would keep a second copy of the weights, and never run: it calls no layer hook.
+        config = spec.engine.model_copy(update={"native_kernels": "off"})
+        engine = await asyncio.to_thread(Engine.load, spec.model_dir, config, self._metrics, progress=spec.report_weights)
         node = self._node = WorkerNode(cluster_pb2.ROLE_PREFILL, spec, engine, self._metrics, [SERVICE])
         self._sender = Sender(spec.transfer, node.layout, engine.pool.data, node.incarnation, self._metrics)
         jobs = self._jobs = Jobs(engine, self._sender, node.peer, self._config)

@@ -45,6 +45,10 @@ class TransferFailed(ServalError):
     outcome = Outcome.TRANSFER_FAILED
 
 
+class TransferAborted(TransferFailed):
+    """The receiver asked for the end: its request was cancelled, or goes on without the transfer."""
+
+
 class PeerGone(TransferFailed):
     """The transport says that the peer no longer exists."""
 
