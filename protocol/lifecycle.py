@@ -179,7 +179,7 @@ def mermaid(role: Role) -> str:
 
 def document() -> str:
     """docs/lifecycle.md, whole."""
-    parts = ["# Lifecycle of a request", "Generated from the table in `protocol/lifecycle.py` by `make docs`."]
+    parts = ["# Lifecycle of a request", "Generated from the table: `python -m protocol.lifecycle > docs/lifecycle.md`."]
     parts += [f"## {role}\n\n```mermaid\n{mermaid(role)}\n```" for role in Role]
     return "\n\n".join(parts) + "\n"
 

@@ -1,10 +1,11 @@
 """The lifecycle table: every edge works, every other pair raises and changes nothing."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
-from protocol.lifecycle import INITIAL, TABLE, Event, IllegalTransition, Lifecycle, Role, State, mermaid
+from protocol.lifecycle import INITIAL, TABLE, Event, IllegalTransition, Lifecycle, Role, State, document, mermaid
 
 PAIRS = [(role, state, event) for role in Role for state, event in itertools.product(TABLE[role], Event)]
 
@@ -62,3 +63,8 @@ def test_the_diagram_has_every_edge_of_the_table(role: Role) -> None:
         source, _, target = arrow.partition(" --> ")
         drawn |= {(source, event, target) for event in events.split(", ")}
     assert drawn == {(s, e, t) for s, edges in TABLE[role].items() for e, t in edges.items()}
+
+
+def test_the_diagrams_in_the_docs_are_those_of_the_table() -> None:
+    page = Path(__file__).parents[3] / "docs" / "lifecycle.md"
+    assert page.read_text() == document(), "stale: run `python -m protocol.lifecycle > docs/lifecycle.md`"
