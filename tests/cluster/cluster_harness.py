@@ -5,11 +5,14 @@ A cluster is asked only what an operator can ask: its HTTP and gRPC ports, every
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -20,7 +23,7 @@ import httpx
 import psutil
 from cluster_samples import Samples
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
 IDLE_TIMEOUT_S = 20.0
 POLL_PERIOD_S = 0.02
@@ -35,11 +38,13 @@ class ClusterSpec:
     prefill: int = 1
     decode: int = 1
     settings: tuple[tuple[str, Any], ...] = ()
+    ray: bool = False
+    """As Ray Serve deployments instead of plain processes."""
 
     def with_settings(self, **changes: Any) -> "ClusterSpec":
         """Settings by name, a double underscore for the dot: `transfer__mode="whole_prompt"`."""
         changed = dict(self.settings) | {name.replace("__", "."): value for name, value in changes.items()}
-        return ClusterSpec(self.model, self.prefill, self.decode, tuple(changed.items()))
+        return dataclasses.replace(self, settings=tuple(changed.items()))
 
     def command(self) -> list[str]:
         command = [sys.executable, "-m", "serving.cli", "up", "--model", str(self.model)]
@@ -47,6 +52,8 @@ class ClusterSpec:
         command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
         for name, value in self.settings:
             command += ["--set", f"{name}={value}"]
+        if self.ray:
+            command.append("--ray")
         return command
 
 
@@ -70,6 +77,8 @@ class RunningCluster:
     spec: ClusterSpec
     launcher: "subprocess.Popen[bytes]"
     log: Path
+    scratch: Path
+    """For its temporary files; removed with it."""
     url: str = ""
     grpc: str = ""
     model: str = ""
@@ -80,12 +89,14 @@ class RunningCluster:
     @classmethod
     def start(cls, spec: ClusterSpec, log: Path) -> "RunningCluster":
         """Returns once the launcher says that every worker has joined."""
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        # Short: Ray's sockets lie in it, and the path of a socket is short.
+        scratch = Path(tempfile.mkdtemp(prefix="sv-", dir="/tmp"))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
         with log.open("wb") as stream:
             launcher = subprocess.Popen(
                 spec.command(), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, start_new_session=True
             )
-        cluster = cls(spec, launcher, log)
+        cluster = cls(spec, launcher, log, scratch)
         try:
             cluster._read_announcement(time.monotonic() + START_TIMEOUT_S)
         except BaseException:
@@ -113,6 +124,7 @@ class RunningCluster:
             self.kill()
             raise AssertionError(f"the cluster did not stop within {timeout_s:g} s\n{self.log_end()}") from None
         assert status == 0, f"the launcher ended with status {status}\n{self.log_end()}"
+        shutil.rmtree(self.scratch, ignore_errors=True)
         left = {pid for pid in self.known_pids if psutil.pid_exists(pid)}
         assert not left, f"processes {left} were left behind"
 
@@ -120,6 +132,7 @@ class RunningCluster:
         """For a cluster that is of no use any more: its processes die with the launcher."""
         self.launcher.kill()
         self.launcher.wait()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     @property
     def is_running(self) -> bool:
@@ -135,11 +148,13 @@ class RunningCluster:
             self.known_pids |= {child.pid for child in psutil.Process(self.launcher.pid).children(recursive=True)}
 
     def router_pid(self) -> int:
-        """Of the child that was started as the router."""
+        """Of the process below the launcher that listens on the router's HTTP port."""
         self.note_pids()
-        for child in psutil.Process(self.launcher.pid).children():
+        port = int(self.url.rpartition(":")[2])
+        for child in psutil.Process(self.launcher.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if "--role router" in " ".join(child.cmdline()):
+                connections = child.net_connections("tcp")
+                if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections):
                     return child.pid
         raise AssertionError("the launcher has no router process now")
 
