@@ -20,7 +20,7 @@ from decode.remote_prefill import RemotePrefill
 from decode.request import DecodeRequest
 from engine.block_allocator import OutOfBlocks
 from engine.engine import Engine
-from engine.loop import EngineLoop
+from engine.loop import ABORT_TIMEOUT_S, EngineLoop
 from engine.sequence import SequenceUpdate
 from kvtransfer.landing import SlotState
 from kvtransfer.receiver import Receiver
@@ -36,9 +36,6 @@ logger = logging.getLogger(__name__)
 
 ATTEMPT = 1
 """A request makes one remote attempt; what fails is computed here. The router's retry elsewhere is a new request to us."""
-
-ENGINE_ABORT_TIMEOUT_S = 30.0
-"""An abort takes effect at the next step's end; a step that takes longer than this is a wedged engine."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +279,7 @@ class Flow:
             self._parts.receiver.release(self.request.lease, quiesced=True)  # nobody was told of it
         if self._in_engine and not self._engine_end.done():
             self._parts.engine_loop.abort(self._sequence.request_id)
-            await asyncio.wait({self._engine_end}, timeout=ENGINE_ABORT_TIMEOUT_S)
+            await asyncio.wait({self._engine_end}, timeout=ABORT_TIMEOUT_S)
         if self._in_engine and not self._engine_end.done():
             logger.error("request %s: the engine does not let go; its KV blocks stay taken", self.request.request_id)
         elif self._sequence.blocks:

@@ -15,6 +15,9 @@ Publish = Callable[[list[SequenceUpdate]], None]
 BLOCKED_POLL_S = 0.05
 """How often a loop looks again whose sequences all wait for blocks that somebody else holds. A release wakes it at once."""
 
+ABORT_TIMEOUT_S = 30.0
+"""An abort takes effect at the next step's end; a step that takes longer than this is a wedged engine."""
+
 FAILURES_UNTIL_UNHEALTHY = 3
 
 

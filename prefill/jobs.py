@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.batch import Batch
 from engine.engine import Engine
-from engine.loop import EngineLoop
+from engine.loop import ABORT_TIMEOUT_S, EngineLoop
 from engine.sequence import Sequence, SequenceUpdate
 from kvtransfer.sender import Sender
 from kvtransfer.transfer import SendResult, Transfer
@@ -26,9 +26,6 @@ from protocol.sampling import SamplingParams
 from worker.wire import logprobs_to_proto
 
 logger = logging.getLogger(__name__)
-
-ENGINE_ABORT_TIMEOUT_S = 30.0
-"""An abort takes effect at the next step's end; a step that takes longer than this is a wedged engine."""
 
 
 @dataclass(eq=False)
@@ -239,7 +236,8 @@ class Jobs:
         """Ends the job's transfer, if it has one, and returns how it ended."""
         if job.transfer is None:
             return None
-        self._sender.abort(job.decode_incarnation, job.lease_id)
+        if not job.transfer.done.done():
+            self._sender.abort(job.decode_incarnation, job.lease_id)
         return await asyncio.wrap_future(job.transfer.done)
 
     async def _clean_up(self, job: Job) -> None:
@@ -248,7 +246,7 @@ class Jobs:
             job.lifecycle.advance(Event.ABORTED)
         if not job.computed.done():
             self._abort_compute(job)
-            await asyncio.wait({job.computed}, timeout=ENGINE_ABORT_TIMEOUT_S)
+            await asyncio.wait({job.computed}, timeout=ABORT_TIMEOUT_S)
         await self._abort_transfer(job)
         if job.lifecycle.can(Event.QUIESCED):
             job.lifecycle.advance(Event.QUIESCED)

@@ -11,6 +11,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from engine.cache_folder import cache_root
+
 SOURCE = Path(__file__).with_name("decode.c")
 CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"})
 COMPILER_FLAGS = (
@@ -49,7 +51,7 @@ def _compiled() -> Path:
         raise Unavailable("no C compiler")
     source = SOURCE.read_bytes()
     digest = hashlib.blake2b(source + " ".join((compiler, *COMPILER_FLAGS)).encode(), digest_size=8).hexdigest()
-    target = _cache_folder() / f"native-{digest}.so"
+    target = cache_root() / f"native-{digest}.so"
     if not target.exists():
         _compile(compiler, target)
     return target
@@ -93,10 +95,3 @@ def _cpu_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
-
-
-def _cache_folder() -> Path:
-    """$SERVAL_CACHE, else the XDG cache folder: the same as for converted models (serving/model_folder.py)."""
-    if folder := os.environ.get("SERVAL_CACHE"):
-        return Path(folder).expanduser().resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "serval"
