@@ -92,10 +92,6 @@ class Sender:
             return failed
         return self._submit(lambda: self._add_peer(peer))
 
-    def forget(self, incarnation: Incarnation) -> "Future[None]":
-        """The decode worker is gone: ends its transfers and drops what the transport holds for it."""
-        return self._submit(lambda: self._remove_peer(incarnation, "it was reported gone"))
-
     def open(
         self,
         request_id: RequestId,
