@@ -2,32 +2,16 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from hashlib import blake2b
-
-import numpy as np
+from collections.abc import Sequence
 
 from engine.block_allocator import BlockAllocator, OutOfBlocks
+from protocol.block_hash import chained_hashes
 from protocol.errors import ServalError
 from telemetry.metrics import Metrics
-
-HASH_BYTES = 16
 
 
 class BrokenBooks(ServalError):
     """The cache's books contradict themselves: a bug of ours."""
-
-
-def chained_hashes(tokens: Sequence[int], block_size: int) -> Iterator[bytes]:
-    """The hash of each full block of `tokens`, in order; each covers its block and all before it.
-
-    Stable over processes and machines, so that peers may compare them.
-    """
-    parent = b""
-    values = np.asarray(tokens, dtype="<i4")
-    for end in range(block_size, len(values) + 1, block_size):
-        parent = blake2b(parent + values[end - block_size : end].tobytes(), digest_size=HASH_BYTES).digest()
-        yield parent
 
 
 class KVCache:

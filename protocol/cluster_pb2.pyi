@@ -122,6 +122,7 @@ class FromWorker(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """first, once"""
@@ -136,6 +137,10 @@ class FromWorker(_message.Message):
     def draining(self) -> Global___Draining:
         """takes no new work; open requests go on"""
 
+    @_builtins.property
+    def cache(self) -> Global___CacheChange:
+        """what a prompt may find in this worker's prefix cache"""
+
     def __init__(
         self,
         *,
@@ -143,12 +148,13 @@ class FromWorker(_message.Message):
         step: Global___StepOutput | None = ...,
         load: Global___LoadReport | None = ...,
         draining: Global___Draining | None = ...,
+        cache: Global___CacheChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "hello", b"hello", "kind", b"kind", "load", b"load", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "draining", b"draining", "hello", b"hello", "kind", b"kind", "load", b"load", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "hello", b"hello", "kind", b"kind", "load", b"load", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "draining", b"draining", "hello", b"hello", "kind", b"kind", "load", b"load", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "step", "load", "draining"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "step", "load", "draining", "cache"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -166,6 +172,8 @@ class Hello(_message.Message):
     KV_BLOCKS_FIELD_NUMBER: _builtins.int
     MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
     METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
+    MAX_SEQUENCES_FIELD_NUMBER: _builtins.int
+    KV_TOKEN_BYTES_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     model: _builtins.str
     layout_fingerprint: _builtins.str
@@ -175,6 +183,10 @@ class Hello(_message.Message):
     max_model_len: _builtins.int
     metrics_address: _builtins.str
     """host:port of /metrics"""
+    max_sequences: _builtins.int
+    """requests that one engine step computes at most"""
+    kv_token_bytes: _builtins.int
+    """KV of one token over all layers"""
     @_builtins.property
     def peer(self) -> Global___Peer: ...
     def __init__(
@@ -188,10 +200,12 @@ class Hello(_message.Message):
         kv_blocks: _builtins.int = ...,
         max_model_len: _builtins.int = ...,
         metrics_address: _builtins.str = ...,
+        max_sequences: _builtins.int = ...,
+        kv_token_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "kv_blocks", b"kv_blocks", "layout_fingerprint", b"layout_fingerprint", "max_model_len", b"max_model_len", "metrics_address", b"metrics_address", "model", b"model", "peer", b"peer", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "kv_blocks", b"kv_blocks", "kv_token_bytes", b"kv_token_bytes", "layout_fingerprint", b"layout_fingerprint", "max_model_len", b"max_model_len", "max_sequences", b"max_sequences", "metrics_address", b"metrics_address", "model", b"model", "peer", b"peer", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -206,6 +220,12 @@ class LoadReport(_message.Message):
     KV_BLOCKS_USED_FIELD_NUMBER: _builtins.int
     KV_BLOCKS_TOTAL_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_BLOCKS_FIELD_NUMBER: _builtins.int
+    QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    STEP_S_FIELD_NUMBER: _builtins.int
+    TRANSFER_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    LOCAL_PREFILL_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """requests"""
     waiting: _builtins.int
@@ -214,6 +234,17 @@ class LoadReport(_message.Message):
     kv_blocks_total: _builtins.int
     steps: _builtins.int
     """engine steps so far: standing still while running > 0 is a stall"""
+    waiting_for_blocks: _builtins.int
+    """decode: requests in the admission line"""
+    queued_tokens: _builtins.int
+    """prompt tokens that are here and not computed yet"""
+    prefill_tokens_per_s: _builtins.float
+    """The worker's own recent figures (moving averages); 0: nothing measured yet."""
+    step_s: _builtins.float
+    """decode: time between two tokens of one answer"""
+    transfer_bytes_per_s: _builtins.float
+    local_prefill_max_tokens: _builtins.int
+    """decode: the longest uncached rest that it computes by itself"""
     def __init__(
         self,
         *,
@@ -222,14 +253,50 @@ class LoadReport(_message.Message):
         kv_blocks_used: _builtins.int = ...,
         kv_blocks_total: _builtins.int = ...,
         steps: _builtins.int = ...,
+        waiting_for_blocks: _builtins.int = ...,
+        queued_tokens: _builtins.int = ...,
+        prefill_tokens_per_s: _builtins.float = ...,
+        step_s: _builtins.float = ...,
+        transfer_bytes_per_s: _builtins.float = ...,
+        local_prefill_max_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "running", b"running", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "local_prefill_max_tokens", b"local_prefill_max_tokens", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_tokens", b"queued_tokens", "running", b"running", "step_s", b"step_s", "steps", b"steps", "transfer_bytes_per_s", b"transfer_bytes_per_s", "waiting", b"waiting", "waiting_for_blocks", b"waiting_for_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoadReport: _TypeAlias = LoadReport  # noqa: Y015
+
+@_typing.final
+class CacheChange(_message.Message):
+    """Blocks by the first 8 bytes of their chained hash (protocol/block_hash.py). Only full blocks can be found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESET_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    EVICTED_FIELD_NUMBER: _builtins.int
+    reset: _builtins.bool
+    """forget what was said before: `stored` is everything"""
+    @_builtins.property
+    def stored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def evicted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        reset: _builtins.bool = ...,
+        stored: _abc.Iterable[_builtins.int] | None = ...,
+        evicted: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evicted", b"evicted", "reset", b"reset", "stored", b"stored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheChange: _TypeAlias = CacheChange  # noqa: Y015
 
 @_typing.final
 class Draining(_message.Message):
@@ -276,6 +343,7 @@ class RequestOutput(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     request: _builtins.int
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -287,6 +355,10 @@ class RequestOutput(_message.Message):
     def ended(self) -> Global___Ended:
         """set on the last output of a request"""
 
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_serval_pb2.TokenLogprobs]:
+        """where asked for: with the first token, one per prompt token"""
+
     def __init__(
         self,
         *,
@@ -294,10 +366,11 @@ class RequestOutput(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[_serval_pb2.TokenLogprobs] | None = ...,
         ended: Global___Ended | None = ...,
+        prompt_logprobs: _abc.Iterable[_serval_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "logprobs", b"logprobs", "request", b"request", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "request", b"request", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -350,6 +423,8 @@ class Timings(_message.Message):
     PREFILL_QUEUE_S_FIELD_NUMBER: _builtins.int
     TRANSFER_BYTES_FIELD_NUMBER: _builtins.int
     PREFILLED_LOCALLY_FIELD_NUMBER: _builtins.int
+    PREFILL_BUSY_S_FIELD_NUMBER: _builtins.int
+    DECODE_BUSY_S_FIELD_NUMBER: _builtins.int
     queue_s: _builtins.float
     """decode: arrival to reservation"""
     prefill_s: _builtins.float
@@ -364,6 +439,9 @@ class Timings(_message.Message):
     """prefill: arrival to the first chunk's start"""
     transfer_bytes: _builtins.int
     prefilled_locally: _builtins.bool
+    prefill_busy_s: _builtins.float
+    """Shares of engine time: each step's time, split over its sequences by their tokens. They add up to the engines' busy time."""
+    decode_busy_s: _builtins.float
     def __init__(
         self,
         *,
@@ -375,10 +453,12 @@ class Timings(_message.Message):
         prefill_queue_s: _builtins.float = ...,
         transfer_bytes: _builtins.int = ...,
         prefilled_locally: _builtins.bool = ...,
+        prefill_busy_s: _builtins.float = ...,
+        decode_busy_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_s", b"decode_s", "prefill_queue_s", b"prefill_queue_s", "prefill_s", b"prefill_s", "prefilled_locally", b"prefilled_locally", "queue_s", b"queue_s", "transfer_bytes", b"transfer_bytes", "transfer_exposed_s", b"transfer_exposed_s", "transfer_s", b"transfer_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_busy_s", b"decode_busy_s", "decode_s", b"decode_s", "prefill_busy_s", b"prefill_busy_s", "prefill_queue_s", b"prefill_queue_s", "prefill_s", b"prefill_s", "prefilled_locally", b"prefilled_locally", "queue_s", b"queue_s", "transfer_bytes", b"transfer_bytes", "transfer_exposed_s", b"transfer_exposed_s", "transfer_s", b"transfer_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -448,11 +528,21 @@ class Submit(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     PREFILL_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TRACESTATE_FIELD_NUMBER: _builtins.int
     request: _builtins.int
     request_id: _builtins.str
     """for logs and traces"""
     timeout_s: _builtins.float
     """what is left of the request's deadline"""
+    output_tokens: _builtins.int
+    """The last tokens of `prompt` that are answer already: a request that goes on after it lost its worker. Sampling (max_tokens,
+    min_tokens, penalties, grammar) counts them as answer.
+    """
+    traceparent: _builtins.str
+    """W3C trace context; empty: not traced"""
+    tracestate: _builtins.str
     @_builtins.property
     def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -472,10 +562,13 @@ class Submit(_message.Message):
         sampling: _serval_pb2.Sampling | None = ...,
         prefill: Global___Peer | None = ...,
         timeout_s: _builtins.float = ...,
+        output_tokens: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
+        tracestate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prefill", b"prefill", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prefill", b"prefill", "prompt", b"prompt", "request", b"request", "request_id", b"request_id", "sampling", b"sampling", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "prefill", b"prefill", "prompt", b"prompt", "request", b"request", "request_id", b"request_id", "sampling", b"sampling", "timeout_s", b"timeout_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -569,6 +662,9 @@ class PrefillRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     FIRST_BLOCK_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TRACESTATE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempt: _builtins.int
     decode_incarnation: _builtins.int
@@ -576,6 +672,10 @@ class PrefillRequest(_message.Message):
     """whom this is meant for; another answers FAILED_PRECONDITION"""
     first_block: _builtins.int
     """prompt blocks before it are at the decode worker already"""
+    output_tokens: _builtins.int
+    """as in Submit"""
+    traceparent: _builtins.str
+    tracestate: _builtins.str
     @_builtins.property
     def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -593,10 +693,13 @@ class PrefillRequest(_message.Message):
         sampling: _serval_pb2.Sampling | None = ...,
         first_block: _builtins.int = ...,
         lease: Global___WriteLease | None = ...,
+        output_tokens: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
+        tracestate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "decode_incarnation", b"decode_incarnation", "first_block", b"first_block", "lease", b"lease", "prefill_incarnation", b"prefill_incarnation", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "decode_incarnation", b"decode_incarnation", "first_block", b"first_block", "lease", b"lease", "output_tokens", b"output_tokens", "prefill_incarnation", b"prefill_incarnation", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -695,20 +798,28 @@ class FirstToken(_message.Message):
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     PREFILL_S_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    BUSY_S_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     prefill_s: _builtins.float
+    busy_s: _builtins.float
+    """Timings.prefill_busy_s"""
     @_builtins.property
     def logprobs(self) -> _serval_pb2.TokenLogprobs: ...
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_serval_pb2.TokenLogprobs]: ...
     def __init__(
         self,
         *,
         token_id: _builtins.int = ...,
         logprobs: _serval_pb2.TokenLogprobs | None = ...,
         prefill_s: _builtins.float = ...,
+        prompt_logprobs: _abc.Iterable[_serval_pb2.TokenLogprobs] | None = ...,
+        busy_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "prefill_s", b"prefill_s", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_s", b"busy_s", "logprobs", b"logprobs", "prefill_s", b"prefill_s", "prompt_logprobs", b"prompt_logprobs", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,9 +4,11 @@ from protocol.outcomes import Outcome
 
 
 class ServalError(Exception):
-    """Base. `retryable`: the same request may succeed later or elsewhere. `outcome`: how the request ends."""
+    """Base. `retryable`: the same request may succeed later or elsewhere. `outcome`: how the request ends. `retry_after_s`: when
+    a retry is likely to be accepted, where that is known."""
 
     outcome = Outcome.INTERNAL
+    retry_after_s: float | None = None
 
     @property
     def retryable(self) -> bool:
@@ -23,8 +25,24 @@ class InvalidRequest(ServalError):
         self.field = field
 
 
+class Unauthenticated(ServalError):
+    """The caller did not show a key, or one that is not known. The message never holds the key."""
+
+    outcome = Outcome.UNAUTHENTICATED
+
+
+class RateLimited(ServalError):
+    """The caller's own limit is reached; the cluster may have room."""
+
+    outcome = Outcome.RATE_LIMITED
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class Overloaded(ServalError):
-    """No capacity now."""
+    """The cluster has no capacity now."""
 
     outcome = Outcome.OVERLOADED
 

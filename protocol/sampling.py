@@ -15,7 +15,8 @@ class SamplingParams:
     """How to draw tokens. Draws are keyed by (seed, position): the token at a position never depends on batching or on which
     worker draws it.
 
-    `max_tokens` counts answer tokens. `logprobs`: None for none, N for the chosen token's and the N likeliest.
+    `max_tokens` counts answer tokens. `logprobs`: None for none, N for the chosen token's and the N likeliest; `prompt_logprobs`
+    likewise for the prompt. `grammar` is llguidance's (Lark or serialised), empty for none: the answer's text keeps to it.
     """
 
     temperature: float = 1.0
@@ -32,6 +33,8 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     stop_token_ids: tuple[int, ...] = ()
+    grammar: str = ""
+    prompt_logprobs: int | None = None
 
     def validate(self, vocab_size: int) -> None:
         """Raises InvalidRequest naming the first field that is out of range."""
@@ -45,8 +48,8 @@ class SamplingParams:
         _require(self.max_tokens >= 1, "max_tokens", "must be at least 1")
         _require(0 <= self.min_tokens <= self.max_tokens, "min_tokens", "must be between 0 and max_tokens")
         _require(0 <= self.seed < 2**63, "seed", "must be between 0 and 2^63 - 1")
-        in_range = self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS
-        _require(in_range, "logprobs", f"must be between 0 and {MAX_LOGPROBS}")
+        for name, count in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            _require(count is None or 0 <= count <= MAX_LOGPROBS, name, f"must be between 0 and {MAX_LOGPROBS}")
         for token_id, bias in self.logit_bias.items():
             _require(0 <= token_id < vocab_size, "logit_bias", f"token id {token_id} is not in the vocabulary")
             _require(-100.0 <= bias <= 100.0, "logit_bias", f"the bias of token {token_id} must be between -100 and 100")
@@ -73,11 +76,14 @@ class SamplingParams:
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
             stop_token_ids=self.stop_token_ids,
+            structured_output=serval_pb2.StructuredOutput(grammar=self.grammar) if self.grammar else None,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
     @classmethod
     def from_proto(cls, message: serval_pb2.Sampling, default_max_tokens: int, default_seed: int = 0) -> "SamplingParams":
-        """Absent fields take their defaults; nothing is validated here."""
+        """Absent fields take their defaults; nothing is validated here. Of structured outputs only a grammar is read: the router
+        makes one of the other kinds."""
 
         def given(name: Any, default: Any) -> Any:
             return getattr(message, name) if message.HasField(name) else default
@@ -97,6 +103,8 @@ class SamplingParams:
             ignore_eos=message.ignore_eos,
             logprobs=given("logprobs", None),
             stop_token_ids=tuple(message.stop_token_ids),
+            grammar=message.structured_output.grammar,
+            prompt_logprobs=given("prompt_logprobs", None),
         )
 
 

@@ -44,13 +44,23 @@ class ServalStub:
                 request_serializer=protocol_dot_serval__pb2.GetModelInfoRequest.SerializeToString,
                 response_deserializer=protocol_dot_serval__pb2.GetModelInfoResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/serval.v1.Serval/Tokenize',
+                request_serializer=protocol_dot_serval__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=protocol_dot_serval__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/serval.v1.Serval/Detokenize',
+                request_serializer=protocol_dot_serval__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=protocol_dot_serval__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
 
 
 class ServalServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """Streams the answer. The last message, and only it, carries `finish`. A request that fails midway ends the stream with a
+        """Streams the answer. Its last message, and only it, carries `finish`. A request that fails midway ends the stream with a
         status other than OK, never with a silently cut answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -58,6 +68,18 @@ class ServalServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModelInfo(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,6 +97,16 @@ def add_ServalServicer_to_server(servicer, server):
                     servicer.GetModelInfo,
                     request_deserializer=protocol_dot_serval__pb2.GetModelInfoRequest.FromString,
                     response_serializer=protocol_dot_serval__pb2.GetModelInfoResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=protocol_dot_serval__pb2.TokenizeRequest.FromString,
+                    response_serializer=protocol_dot_serval__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=protocol_dot_serval__pb2.DetokenizeRequest.FromString,
+                    response_serializer=protocol_dot_serval__pb2.DetokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +163,60 @@ class Serval:
             '/serval.v1.Serval/GetModelInfo',
             protocol_dot_serval__pb2.GetModelInfoRequest.SerializeToString,
             protocol_dot_serval__pb2.GetModelInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serval.v1.Serval/Tokenize',
+            protocol_dot_serval__pb2.TokenizeRequest.SerializeToString,
+            protocol_dot_serval__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serval.v1.Serval/Detokenize',
+            protocol_dot_serval__pb2.DetokenizeRequest.SerializeToString,
+            protocol_dot_serval__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

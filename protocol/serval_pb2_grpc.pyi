@@ -32,19 +32,23 @@ class ServalStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ServalAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_serval_pb2.GenerateRequest, _serval_pb2.GenerateResponse]
-    """Streams the answer. The last message, and only it, carries `finish`. A request that fails midway ends the stream with a
+    """Streams the answer. Its last message, and only it, carries `finish`. A request that fails midway ends the stream with a
     status other than OK, never with a silently cut answer.
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_serval_pb2.GetModelInfoRequest, _serval_pb2.GetModelInfoResponse]
+    Tokenize: _grpc.UnaryUnaryMultiCallable[_serval_pb2.TokenizeRequest, _serval_pb2.TokenizeResponse]
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_serval_pb2.DetokenizeRequest, _serval_pb2.DetokenizeResponse]
 
 @_typing.type_check_only
 class ServalAsyncStub(ServalStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_serval_pb2.GenerateRequest, _serval_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Streams the answer. The last message, and only it, carries `finish`. A request that fails midway ends the stream with a
+    """Streams the answer. Its last message, and only it, carries `finish`. A request that fails midway ends the stream with a
     status other than OK, never with a silently cut answer.
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_serval_pb2.GetModelInfoRequest, _serval_pb2.GetModelInfoResponse]  # type: ignore[assignment]
+    Tokenize: _aio.UnaryUnaryMultiCallable[_serval_pb2.TokenizeRequest, _serval_pb2.TokenizeResponse]  # type: ignore[assignment]
+    Detokenize: _aio.UnaryUnaryMultiCallable[_serval_pb2.DetokenizeRequest, _serval_pb2.DetokenizeResponse]  # type: ignore[assignment]
 
 class ServalServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -53,7 +57,7 @@ class ServalServicer(metaclass=_abc_1.ABCMeta):
         request: _serval_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_serval_pb2.GenerateResponse], _abc.AsyncIterator[_serval_pb2.GenerateResponse]]:
-        """Streams the answer. The last message, and only it, carries `finish`. A request that fails midway ends the stream with a
+        """Streams the answer. Its last message, and only it, carries `finish`. A request that fails midway ends the stream with a
         status other than OK, never with a silently cut answer.
         """
 
@@ -63,5 +67,19 @@ class ServalServicer(metaclass=_abc_1.ABCMeta):
         request: _serval_pb2.GetModelInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_serval_pb2.GetModelInfoResponse, _abc.Awaitable[_serval_pb2.GetModelInfoResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request: _serval_pb2.TokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_serval_pb2.TokenizeResponse, _abc.Awaitable[_serval_pb2.TokenizeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _serval_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_serval_pb2.DetokenizeResponse, _abc.Awaitable[_serval_pb2.DetokenizeResponse]]: ...
 
 def add_ServalServicer_to_server(servicer: ServalServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -19,6 +19,8 @@ from router.request_id import request_ids
 
 CODES = {
     Outcome.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Outcome.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Outcome.RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Outcome.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Outcome.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Outcome.PREFILL_FAILED: grpc.StatusCode.UNAVAILABLE,

@@ -21,6 +21,8 @@ DONE = b"data: [DONE]\n\n"
 
 STATUS = {
     Outcome.INVALID: 400,
+    Outcome.UNAUTHENTICATED: 401,
+    Outcome.RATE_LIMITED: 429,
     Outcome.OVERLOADED: 429,
     Outcome.UNAVAILABLE: 503,
     Outcome.DEADLINE: 504,

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from engine.block_allocator import BlockAllocator, OutOfBlocks
-from engine.kv_cache import BrokenBooks, KVCache, chained_hashes
+from engine.kv_cache import BrokenBooks, KVCache
+from protocol.block_hash import chained_hashes
 from telemetry.metrics import Metrics
 
 BLOCK = 4
