@@ -16,6 +16,7 @@ from protocol.lifecycle import Event, State
 from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
 from router.accounting import Accounting
+from router.caller import ANONYMOUS, Caller
 from router.config import RouterConfig
 from router.model import ModelInfo
 from router.policies import Ask, choose, eligible, policy_by_name
@@ -71,14 +72,16 @@ class Dispatcher:
         if len(self._open) >= self._config.max_open_requests or waiting >= self._config.max_waiting:
             raise Overloaded("too many requests are waiting; a retry can help")
 
-    def accept(self, request_id: RequestId, spec: GenerateSpec, timeout_s: float | None = None) -> Request:
+    def accept(
+        self, request_id: RequestId, spec: GenerateSpec, caller: Caller = ANONYMOUS, timeout_s: float | None = None
+    ) -> Request:
         """Takes the request, places it at once if it can, and owns it from now on. Raises as `check_capacity`."""
         self.check_capacity()
         loop = asyncio.get_running_loop()
         limit_s = min(timeout_s or self._config.request_timeout_s, self._config.request_timeout_s)
         now = loop.time()
         text = AnswerText(self._tokenizer, spec.stop, spec.sampling.min_tokens)
-        request = Request(request_id, spec, text, Timeline(arrived=now, deadline=now + limit_s))
+        request = Request(request_id, spec, text, Timeline(arrived=now, deadline=now + limit_s), caller)
         self._open.add(request)
         self._idle.clear()
         request.timers.append(loop.call_at(request.timeline.deadline, self._on_deadline, request))

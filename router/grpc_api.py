@@ -21,7 +21,7 @@ CODES = {
     Outcome.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     Outcome.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     Outcome.RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Outcome.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Outcome.OVERLOADED: grpc.StatusCode.UNAVAILABLE,
     Outcome.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Outcome.PREFILL_FAILED: grpc.StatusCode.UNAVAILABLE,
     Outcome.TRANSFER_FAILED: grpc.StatusCode.UNAVAILABLE,
@@ -65,7 +65,7 @@ class ServalService(serval_pb2_grpc.ServalServicer):
         finally:
             late = deadline is not None and asyncio.get_running_loop().time() >= deadline
             self._dispatcher.abandon(accepted, Outcome.DEADLINE if late else Outcome.CANCELLED)
-        await context.abort(CODES[accepted.end.outcome], _message(accepted))
+        await context.abort(CODES[accepted.end.outcome], _message(accepted), _retry_after(accepted.end.retry_after_s))
 
     async def GetModelInfo(  # noqa: N802
         self, request: serval_pb2.GetModelInfoRequest, context: Any
@@ -80,10 +80,10 @@ class ServalService(serval_pb2_grpc.ServalServicer):
         try:
             self._dispatcher.check_capacity()
             spec = await self._admission.grpc(request)
-            return self._dispatcher.accept(request_id, spec, remaining_s)
+            return self._dispatcher.accept(request_id, spec, timeout_s=remaining_s)
         except ServalError as error:
             self._accounting.refused(error)
-            await context.abort(CODES[error.outcome], str(error))
+            await context.abort(CODES[error.outcome], str(error), _retry_after(error.retry_after_s))
             raise AssertionError("abort raises") from error
 
 
@@ -106,6 +106,11 @@ def _finish(request: Request) -> serval_pb2.Finish:
 def _message(request: Request) -> str:
     assert request.end is not None
     return request.end.message or f"the request ended: {request.end.outcome}"
+
+
+def _retry_after(retry_after_s: float | None) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata, in seconds."""
+    return () if retry_after_s is None else (("retry-after", f"{retry_after_s:.3f}"),)
 
 
 def _given_id(context: Any) -> str | None:

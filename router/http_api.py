@@ -18,13 +18,13 @@ from router.config import RouterConfig
 from router.dispatch import Dispatcher
 from router.openai_requests import ChatRequest, CompletionRequest, parse
 from router.openai_responses import (
-    RETRY_AFTER_S,
     AnswerFormat,
     ChatFormat,
     CompletionFormat,
     error_body,
     error_of,
     error_of_request,
+    retry_after,
 )
 from router.request import GenerateSpec, Request, join
 from router.request_id import request_ids
@@ -91,7 +91,7 @@ class OpenAiFront:
         except ServalError as error:
             self._accounting.refused(error)
             status, content = error_of(error)
-            return RawResponse(status, content, id_header)
+            return RawResponse(status, content, id_header, error.retry_after_s)
         answer = form(self._config.model, request, self._tokenizer.token_bytes, asked.includes_usage)
         return OpenAiResponse(self._dispatcher, answer, bool(asked.stream), id_header)
 
@@ -112,11 +112,11 @@ class OpenAiFront:
 class RawResponse(Response):
     """A JSON body with exactly these headers; a retry is suggested where it can help."""
 
-    def __init__(self, status: int, body: bytes, headers: Headers) -> None:
+    def __init__(self, status: int, body: bytes, headers: Headers, retry_after_s: float | None = None) -> None:
         super().__init__(body, status_code=status, media_type="application/json")
         self.raw_headers.extend(headers)
         if status in (429, 503):
-            self.raw_headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+            self.raw_headers.append((b"retry-after", retry_after(retry_after_s)))
 
 
 class OpenAiResponse(Response):
@@ -164,7 +164,7 @@ class OpenAiResponse(Response):
             status, content = 200, orjson.dumps(self._answer.whole(answer))
         else:
             status, content = error_of_request(request)
-        retry = [(b"retry-after", str(RETRY_AFTER_S).encode())] if status in (429, 503) else []
+        retry = [(b"retry-after", retry_after(request.end.retry_after_s))] if status in (429, 503) else []
         headers = [(b"content-length", str(len(content)).encode()), *retry]
         await send(self._start(status, JSON, request, headers))
         await send(_body(content, more=False))

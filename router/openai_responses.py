@@ -3,6 +3,7 @@
 Source: OpenAI's API reference; the `openai` client's types are what the tests hold these against.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +24,7 @@ STATUS = {
     Outcome.INVALID: 400,
     Outcome.UNAUTHENTICATED: 401,
     Outcome.RATE_LIMITED: 429,
-    Outcome.OVERLOADED: 429,
+    Outcome.OVERLOADED: 503,
     Outcome.UNAVAILABLE: 503,
     Outcome.DEADLINE: 504,
     Outcome.PREFILL_FAILED: 503,
@@ -35,6 +36,7 @@ STATUS = {
 
 _ERROR_TYPE = {400: "invalid_request_error", 429: "rate_limit_error", 503: "service_unavailable", 504: "timeout_error"}
 RETRY_AFTER_S = 1
+"""Where nothing better is known."""
 
 
 def error_body(message: str, status: int, param: str | None = None, code: str | None = None) -> bytes:
@@ -56,6 +58,11 @@ def error_of_request(request: Request) -> tuple[int, bytes]:
     outcome = request.end.outcome
     status = STATUS[outcome]
     return status, error_body(request.end.message or f"the request ended: {outcome}", status, request.end.field, str(outcome))
+
+
+def retry_after(retry_after_s: float | None) -> bytes:
+    """The header's value, in whole seconds: a retry that comes as told is not too early."""
+    return str(max(RETRY_AFTER_S, math.ceil(retry_after_s or 0))).encode()
 
 
 def event(content: Json) -> bytes:

@@ -10,6 +10,7 @@ from protocol.ids import RequestId
 from protocol.lifecycle import Lifecycle, Role
 from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
+from router.caller import ANONYMOUS, Caller
 from router.text import AnswerText
 
 if TYPE_CHECKING:
@@ -59,11 +60,13 @@ class Delta:
 
 @dataclass(frozen=True)
 class End:
-    """How a request ended. `message` is for the client; `field` names what to change in an invalid one."""
+    """How a request ended. `message` is for the client; `field` names what to change in an invalid one; `retry_after_s` is when
+    a retry is likely to be accepted, where that is known."""
 
     outcome: Outcome
     message: str = ""
     field: str | None = None
+    retry_after_s: float | None = None
 
 
 class Request:
@@ -72,9 +75,12 @@ class Request:
     Memory is bounded: an answer is no longer than the context, and what a slow client has not taken gathers in one Delta.
     """
 
-    def __init__(self, request_id: RequestId, spec: GenerateSpec, text: AnswerText, timeline: Timeline) -> None:
+    def __init__(
+        self, request_id: RequestId, spec: GenerateSpec, text: AnswerText, timeline: Timeline, caller: Caller = ANONYMOUS
+    ) -> None:
         self.request_id = request_id
         self.spec = spec
+        self.caller = caller
         self.text = text
         self.timeline = timeline
         self.lifecycle = Lifecycle(Role.ROUTER)
@@ -82,6 +88,8 @@ class Request:
         self.retries = 0
         self.cached_tokens = 0
         self.end: End | None = None
+        self.figures = serval_pb2.Figures()
+        """What the answer took; whole once `end` is set."""
         self.number = 0
         """The number of the current attempt at the current decode worker."""
         self.decode: Worker | None = None

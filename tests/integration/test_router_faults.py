@@ -215,7 +215,7 @@ async def test_a_draining_worker_finishes_and_gets_nothing_new(running: Cluster)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "status"), [("overloaded", 429), ("unavailable", 503), ("internal", 500), ("invalid", 400)]
+    ("outcome", "status"), [("overloaded", 503), ("unavailable", 503), ("internal", 500), ("invalid", 400)]
 )
 async def test_a_worker_s_no_is_the_client_s_status(folder: Path, outcome: str, status: int) -> None:
     async with cluster(folder, max_retries=0) as running, running.worker() as only:
@@ -282,12 +282,12 @@ async def test_without_prefill_workers_decode_prefills_by_itself(running: Cluste
         assert not only.submits[0].HasField("prefill")
 
 
-async def test_more_than_may_wait_is_refused_with_429(folder: Path) -> None:
+async def test_more_than_may_wait_is_refused_with_503(folder: Path) -> None:
     async with cluster(folder, max_waiting=2) as running, running.worker() as only:
         asking = [asyncio.create_task(post(running, BODY)) for _ in range(2)]
         submits = [await only.next_submit() for _ in asking]
         refused = await post(running, BODY)
-        assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
         assert "retry-after" in refused.headers
         for submit in submits:
             only.say_tokens(submit.request, [5])
