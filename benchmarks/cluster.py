@@ -75,7 +75,7 @@ def settings_at(settings: Mapping[str, Any], place: Place, router: Place) -> dic
     """`settings` for one process: it listens where it runs, on any free port, and sends KV by its own device."""
     changed: dict[str, dict[str, Any]] = {
         "cluster": {"host": place.address, "metrics_port": 0},
-        "router": {"host": router.address, "http_port": 0, "grpc_port": 0},
+        "router": {"host": router.address, "http_port": 0, "grpc_port": 0, "link_port": 0},
         "transfer": {"net_device": place.device},
     }
     if place.transports is not None:
@@ -93,7 +93,7 @@ class Process:
     reports: "queue.Queue[dict[str, Any]]" = field(default_factory=queue.Queue)
 
     def wait_ready(self, deadline_s: float) -> dict[str, str]:
-        """Its addresses (grpc, metrics, a router's http) once it serves. Raises ClusterError."""
+        """Its addresses (grpc, metrics, a router's http and link) once it serves. Raises ClusterError."""
         while True:
             try:
                 report = self.reports.get(timeout=max(0.0, deadline_s - time.monotonic()))
@@ -147,7 +147,7 @@ class Cluster:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         router = self._launch("router", []).wait_ready(deadline_s)
         self.url = f"http://{router['http']}"
-        workers = [self._launch(role, ["--router", router["grpc"]]) for role in ("prefill", "decode")]
+        workers = [self._launch(role, ["--router", router["link"]]) for role in ("prefill", "decode")]
         self.workers = tuple(worker.wait_ready(deadline_s)["metrics"] for worker in workers)
         with self.router.entered():
             self._wait_joined(deadline_s)

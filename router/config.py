@@ -14,9 +14,15 @@ class RouterConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(default="router-0", description="This router's name, in Welcome and in metrics.")
-    host: str = Field(default="127.0.0.1", description="Address both servers listen on. Loopback: nothing here authenticates.")
+    host: str = Field(default="127.0.0.1", description="Address all servers listen on. Loopback: nothing here authenticates.")
     http_port: int = Field(default=8000, ge=0, le=65535, description="OpenAI HTTP port. 0: any free one.")
-    grpc_port: int = Field(default=8001, ge=0, le=65535, description="gRPC port for clients and workers. 0: any free one.")
+    grpc_port: int = Field(default=8001, ge=0, le=65535, description="gRPC port for clients. 0: any free one.")
+    link_port: int = Field(
+        default=8002,
+        ge=0,
+        le=65535,
+        description="gRPC port that workers dial. Apart from the clients' one: other peers, other rights. 0: any free one.",
+    )
 
     model: str = Field(min_length=1, description="The name clients use; workers must say the same one.")
     model_dir: Path = Field(description="Folder with tokenizer.json, tokenizer_config.json and config.json.")
@@ -54,10 +60,10 @@ class RouterConfig(BaseModel):
     )
 
     max_open_requests: int = Field(
-        default=4096, ge=1, description="Accepted requests that have not ended; more are refused with 429. Bounds memory."
+        default=4096, ge=1, description="Accepted requests that have not ended; more are refused with 503. Bounds memory."
     )
     max_waiting: int = Field(
-        default=1024, ge=1, description="Accepted requests without a first token yet; more are refused with 429."
+        default=1024, ge=1, description="Accepted requests without a first token yet; more are refused with 503."
     )
     max_body_bytes: int = Field(
         default=8 * 1024 * 1024, ge=1024, description="Bytes of an HTTP body or a gRPC message; more is refused with 413."

@@ -1,4 +1,4 @@
-"""The router: both servers and what lies between them, on the running event loop."""
+"""The router: its servers and what lies between them, on the running event loop."""
 
 import asyncio
 import logging
@@ -27,16 +27,17 @@ from telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.1
-_SERVICES = (
-    serval_pb2.DESCRIPTOR.services_by_name["Serval"].full_name,
-    cluster_pb2.DESCRIPTOR.services_by_name["RouterLink"].full_name,
-)
+_CLIENT_SERVICE = serval_pb2.DESCRIPTOR.services_by_name["Serval"].full_name
+_LINK_SERVICE = cluster_pb2.DESCRIPTOR.services_by_name["RouterLink"].full_name
 
 
 @dataclass(frozen=True)
 class BoundPorts:
+    """`grpc` is for clients, `link` for workers."""
+
     http: int
     grpc: int
+    link: int
 
 
 class Router:
@@ -53,7 +54,7 @@ class Router:
         self._running: _Running | None = None
 
     async def start(self) -> BoundPorts:
-        """Binds both ports and serves; returns once both accept connections."""
+        """Binds the ports and serves; returns once all accept connections."""
         if self._running is not None:
             raise RuntimeError("started twice")
         self._running = _Running(self._config, self._metrics, self.model, self._tokenizer)
@@ -69,7 +70,7 @@ class Router:
             await self._running.drain()
 
     async def stop(self, deadline_s: float) -> None:
-        """Drains for at most `deadline_s`, ends what is left in error events, and closes both servers."""
+        """Drains for at most `deadline_s`, ends what is left in error events, and closes the servers."""
         running, self._running = self._running, None
         if running is not None:
             await running.stop(deadline_s)
@@ -96,29 +97,36 @@ class _Running:
         self._dispatcher = Dispatcher(config, model, tokenizer, self.members, accounting)
         admission = Admission(model, tokenizer, self.members)
         self._front = OpenAiFront(config, tokenizer, admission, self._dispatcher, accounting)
-        self._grpc = GrpcServer(_SERVICES, max_receive_bytes=config.max_body_bytes)
+        self._grpc = GrpcServer([_CLIENT_SERVICE], max_receive_bytes=config.max_body_bytes)
         serval = ServalService(model, admission, self._dispatcher, accounting)
         serval_pb2_grpc.add_ServalServicer_to_server(serval, self._grpc.server)
         link = RouterLinkService(self.members, self._dispatcher, config.worker_silence_s)
-        cluster_pb2_grpc.add_RouterLinkServicer_to_server(link, self._grpc.server)
+        self._link = GrpcServer([_LINK_SERVICE])
+        cluster_pb2_grpc.add_RouterLinkServicer_to_server(link, self._link.server)
         self._janitor: asyncio.Task[None] | None = None
 
     async def start(self) -> BoundPorts:
         config = self._config
-        try:
-            grpc_port = await self._grpc.start(config.host, config.grpc_port)
-        except ConfigError as error:
-            raise ConfigError(f"grpc_port: {error}") from error
-        self._me.address = f"{config.host}:{grpc_port}"
+        grpc_port = await self._listen(self._grpc, "grpc_port", config.grpc_port)
+        link_port = await self._listen(self._link, "link_port", config.link_port)
+        self._me.address = f"{config.host}:{link_port}"
         status = Status(self.members, self._dispatcher, config.name, f"{config.host}:{self._http.port}")
         await self._http.start(build_app(self._front, status, self._model, self._metrics, int(time.time())))
         self._janitor = asyncio.create_task(self._watch(), name="router-janitor")
-        logger.info("http://%s:%d, gRPC %s, model %s", config.host, self._http.port, self._me.address, config.model)
-        return BoundPorts(http=self._http.port, grpc=grpc_port)
+        ports = BoundPorts(http=self._http.port, grpc=grpc_port, link=link_port)
+        logger.info("%s: HTTP %d, gRPC %d, workers %d, model %s", config.host, ports.http, grpc_port, link_port, config.model)
+        return ports
+
+    async def _listen(self, server: GrpcServer, field: str, port: int) -> int:
+        try:
+            return await server.start(self._config.host, port)
+        except ConfigError as error:
+            raise ConfigError(f"{field}: {error}") from error
 
     async def drain(self) -> None:
         self._dispatcher.is_draining = True
         await self._grpc.drain()
+        await self._link.drain()
         await self._dispatcher.wait_idle()
 
     async def stop(self, deadline_s: float) -> None:
@@ -129,7 +137,7 @@ class _Running:
         self._dispatcher.end_all("the router stopped; a retry elsewhere can help")
         await self._http.stop(deadline_s=2)
         self.members.close("the router stops")
-        await self._grpc.stop(grace_s=1)
+        await asyncio.gather(self._grpc.stop(grace_s=1), self._link.stop(grace_s=1))
         if self._janitor is not None:
             self._janitor.cancel()
 

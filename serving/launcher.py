@@ -14,7 +14,7 @@ from serving.child import Child, StartFailed
 from serving.config import ServalConfig
 from serving.display import Display
 from serving.membership import wait_until_joined
-from serving.ports import require_free
+from serving.ports import ROUTER_PORTS, require_free
 from serving.roles import Member, members, metrics_port
 from serving.status import Ready
 
@@ -91,8 +91,8 @@ class Launcher:
 
     def _require_free_ports(self) -> None:
         router = self._config.router
-        require_free(router.host, router.http_port, "router.http_port")
-        require_free(router.host, router.grpc_port, "router.grpc_port")
+        for port in ROUTER_PORTS:
+            require_free(router.host, getattr(router, port), f"router.{port}")
         for slot in self._slots[1:]:
             require_free(self._config.cluster.host, metrics_port(self._config, slot.member), "cluster.metrics_port")
 
@@ -101,8 +101,8 @@ class Launcher:
     def _start_keepers(self) -> list["asyncio.Task[None]"]:
         self._router_address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         router = self._config.router
-        if router.grpc_port:  # workers can load their weights while the router starts
-            self._router_address.set_result(f"{router.host}:{router.grpc_port}")
+        if router.link_port:  # workers can load their weights while the router starts
+            self._router_address.set_result(f"{router.host}:{router.link_port}")
         return [asyncio.create_task(self._keep(slot), name=f"keep-{slot.member.name}") for slot in self._slots]
 
     async def _keep(self, slot: Slot) -> None:
@@ -134,10 +134,12 @@ class Launcher:
         slot.was_ready.set()
         if slot.member.role == "router":
             # Should it have to start again, its clients and workers must find it where it was.
-            ports = {"http_port": _port(ready.http), "grpc_port": _port(ready.grpc)}
+            assert ready.http is not None
+            assert ready.link is not None
+            ports = {"http_port": _port(ready.http), "grpc_port": _port(ready.grpc), "link_port": _port(ready.link)}
             self._config = self._config.model_copy(update={"router": self._config.router.model_copy(update=ports)})
             if not self._router_address.done():
-                self._router_address.set_result(ready.grpc)
+                self._router_address.set_result(ready.link)
 
     async def _become_ready(self) -> None:
         """Until every worker has joined the router; then says where everything is."""
@@ -213,5 +215,5 @@ async def _wait_all(children: list[Child], timeout_s: float | None) -> None:
         await asyncio.wait(waiting, timeout=timeout_s)
 
 
-def _port(address: str | None) -> int:
-    return int((address or ":0").rpartition(":")[2])
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])

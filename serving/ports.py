@@ -4,6 +4,9 @@ import socket
 
 from protocol.errors import ConfigError
 
+ROUTER_PORTS = ("http_port", "grpc_port", "link_port")
+"""The settings of a router that are ports."""
+
 
 def require_free(host: str, port: int, field: str) -> None:
     """Raises ConfigError naming `field` when something listens on the port. Port 0 means any free one.

@@ -128,7 +128,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m serving.process", description=__doc__)
     parser.add_argument("--role", choices=("router", "prefill", "decode"), required=True)
     parser.add_argument("--index", type=int, default=0)
-    parser.add_argument("--router", action="append", default=[], help="gRPC address of a router to dial; may be repeated")
+    parser.add_argument("--router", action="append", default=[], help="link address of a router to dial; may be repeated")
     parser.add_argument("--parent", type=int, default=0, help="process id to die with; 0: nobody's")
     parser.add_argument("--status-fd", type=int, default=1, help="where status reports go")
     config = parser.add_mutually_exclusive_group(required=True)

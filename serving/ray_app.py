@@ -18,7 +18,7 @@ from serving.config import ServalConfig
 from serving.display import Display
 from serving.launcher import ClusterFailed
 from serving.membership import describe_workers, wait_until_joined
-from serving.ports import any_free_port, require_free
+from serving.ports import ROUTER_PORTS, any_free_port, require_free
 from serving.roles import members
 from serving.status import Ready
 
@@ -67,9 +67,9 @@ def settle_ports(config: ServalConfig) -> ServalConfig:
     """The router's ports made definite, so that replicas need no directory to find it. Workers take any free metrics port: a
     replica may be replaced while the one before it still lives."""
     router = config.router
-    for field in ("http_port", "grpc_port"):
+    for field in ROUTER_PORTS:
         require_free(router.host, getattr(router, field), f"router.{field}")
-    ports = {field: getattr(router, field) or any_free_port(router.host) for field in ("http_port", "grpc_port")}
+    ports = {field: getattr(router, field) or any_free_port(router.host) for field in ROUTER_PORTS}
     cluster = config.cluster.model_copy(update={"metrics_port": 0})
     return config.model_copy(update={"router": router.model_copy(update=ports), "cluster": cluster})
 
@@ -168,8 +168,10 @@ def _wait_joined(config: ServalConfig, deadline: float) -> dict[str, Ready]:
         workers = asyncio.run(wait())
     except TimeoutError as error:
         raise ClusterFailed("not every worker joined the router in time (cluster.start_timeout_s)") from error
+    host = config.router.host
     http = url.removeprefix("http://")
-    router = Ready(grpc=f"{config.router.host}:{config.router.grpc_port}", metrics=http, http=http)
+    link = f"{host}:{config.router.link_port}"
+    router = Ready(grpc=f"{host}:{config.router.grpc_port}", metrics=http, http=http, link=link)
     return {"router": router} | {one["name"]: Ready(one["address"], one["metrics_address"]) for one in workers}
 
 

@@ -44,4 +44,4 @@ class Replica:
 def router_addresses(config: ServalConfig) -> list[str]:
     """Where workers find the routers. There is one, and its port is settled before anything starts, so a router that was
     replaced is found where its predecessor was."""
-    return [f"{config.router.host}:{config.router.grpc_port}"]
+    return [f"{config.router.host}:{config.router.link_port}"]

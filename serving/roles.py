@@ -64,7 +64,7 @@ def metrics_port(config: ServalConfig, member: Member) -> int:
 
 
 def build(member: Member, config: ServalConfig, routers: Sequence[str], progress: Progress) -> Server:
-    """The server of `member`. `routers` are gRPC addresses that a worker dials.
+    """The server of `member`. `routers` are the link addresses that a worker dials.
 
     Imports only what the role needs: a router process has no torch in it.
     """
@@ -85,8 +85,9 @@ class _RouterServer:
 
     async def start(self) -> Ready:
         ports = await self._router.start()
-        http = f"{self._config.host}:{ports.http}"
-        return Ready(grpc=f"{self._config.host}:{ports.grpc}", metrics=http, http=http)
+        host = self._config.host
+        http = f"{host}:{ports.http}"
+        return Ready(grpc=f"{host}:{ports.grpc}", metrics=http, http=http, link=f"{host}:{ports.link}")
 
     async def drain(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):

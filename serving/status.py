@@ -1,7 +1,7 @@
 """What a child process tells its launcher: one JSON object per line on a pipe.
 
 {"progress": "loading weights", "done": 3, "total": 9}
-{"ready": {"grpc": "127.0.0.1:41237", "metrics": "127.0.0.1:9101"}}
+{"ready": {"grpc": "127.0.0.1:41237", "metrics": "127.0.0.1:9101", "http": null, "link": null}}
 {"error": "engine.kv_memory: ..."}
 """
 
@@ -25,11 +25,12 @@ class ProgressReport:
 
 @dataclass(frozen=True)
 class Ready:
-    """The process serves. Addresses are host:port as bound; `http` only for a router."""
+    """The process serves. Addresses are host:port as bound; `http` and `link`, which workers dial, only for a router."""
 
     grpc: str
     metrics: str
     http: str | None = None
+    link: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,10 @@ def parse(line: bytes) -> Report:
     match report:
         case {"progress": str(what), "done": int(done), "total": int(total)}:
             return ProgressReport(what, done, total)
-        case {"ready": {"grpc": str(grpc), "metrics": str(metrics), "http": str() | None as http}}:
-            return Ready(grpc, metrics, http)
+        case {
+            "ready": {"grpc": str(grpc), "metrics": str(metrics), "http": str() | None as http, "link": str() | None as link}
+        }:
+            return Ready(grpc, metrics, http, link)
         case {"error": str(message)}:
             return Failed(message)
     raise ValueError(f"not a status report: {line[:100]!r}")

@@ -49,7 +49,7 @@ class ClusterSpec:
     def command(self) -> list[str]:
         command = [sys.executable, "-m", "serving.cli", "up", "--model", str(self.model)]
         command += ["--prefill", str(self.prefill), "--decode", str(self.decode)]
-        command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+        command += ["--http-port", "0", "--grpc-port", "0", "--link-port", "0", "--metrics-port", "0"]
         for name, value in self.settings:
             command += ["--set", f"{name}={value}"]
         if self.ray:

@@ -237,7 +237,7 @@ class Cluster:
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{ports.grpc}")
 
     def worker(self, role: str = "decode", name: str | None = None, answer: Answer | None = None, **more: object) -> FakeWorker:
-        return FakeWorker(self.ports.grpc, role, name, answer, **more)  # type: ignore[arg-type]
+        return FakeWorker(self.ports.link, role, name, answer, **more)  # type: ignore[arg-type]
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Waits for a condition that the loop brings about, with a deadline."""
@@ -264,7 +264,15 @@ class Cluster:
 @contextlib.asynccontextmanager
 async def cluster(folder: Path, **config: object) -> AsyncIterator[Cluster]:
     metrics = Metrics("router", "router-0")
-    settings = {"model": MODEL, "model_dir": folder, "http_port": 0, "grpc_port": 0, "worker_wait_s": 0.2, **config}
+    settings = {
+        "model": MODEL,
+        "model_dir": folder,
+        "http_port": 0,
+        "grpc_port": 0,
+        "link_port": 0,
+        "worker_wait_s": 0.2,
+        **config,
+    }
     router = Router(RouterConfig(**settings), metrics)  # type: ignore[arg-type]
     running = Cluster(router, await router.start(), metrics)
     try:

@@ -28,7 +28,7 @@ class Cluster:
 
     def __init__(self, *flags: str) -> None:
         command = [sys.executable, "-m", "serving.cli", "up", "--kv-memory", "4MiB", "--dtype", "float32", *flags]
-        ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+        ports = ["--http-port", "0", "--grpc-port", "0", "--link-port", "0", "--metrics-port", "0"]
         self.process = subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.members: list[psutil.Process] = []
         self.text = ""
@@ -184,7 +184,20 @@ def test_stopping_while_it_starts(start: Callable[..., Cluster]) -> None:
 def test_a_taken_port_is_one_line(model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-        command = [sys.executable, "-m", "serving.cli", "up", "--model", str(model), "--http-port", port, "--grpc-port", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "serving.cli",
+            "up",
+            "--model",
+            str(model),
+            "--http-port",
+            port,
+            "--grpc-port",
+            "0",
+            "--link-port",
+            "0",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert done.stderr == f"serval: error: router.http_port: cannot listen on 127.0.0.1:{port}: Address already in use\n"

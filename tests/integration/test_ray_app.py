@@ -42,7 +42,7 @@ class RayCluster:
         self.scratch = Path(tempfile.mkdtemp(prefix="sv-", dir="/tmp"))
         self.log = scratch / "log"
         command = [sys.executable, "-m", "serving.cli", "up", "--ray", "--model", str(model), "--kv-memory", "4MiB"]
-        flags = ["--dtype", "float32", "--http-port", "0", "--grpc-port", "0"]
+        flags = ["--dtype", "float32", "--http-port", "0", "--grpc-port", "0", "--link-port", "0"]
         with self.log.open("w") as log:
             environment = os.environ | {"TMPDIR": str(self.scratch)}
             self.process = subprocess.Popen([*command, *flags], stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -113,9 +113,10 @@ def test_interrupt_leaves_nothing_behind(cluster: RayCluster) -> None:
 def test_ports_are_settled_before_anything_starts() -> None:
     from serving.ray_app import settle_ports
 
-    config = settle_ports(load(None, {"router.http_port": 0, "router.grpc_port": 0}))
+    config = settle_ports(load(None, {"router.http_port": 0, "router.grpc_port": 0, "router.link_port": 0}))
     assert config.router.http_port > 0
     assert config.router.grpc_port > 0
+    assert config.router.link_port > 0
     assert config.cluster.metrics_port == 0
 
 

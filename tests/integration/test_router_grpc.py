@@ -138,23 +138,31 @@ async def test_model_info_health_and_reflection(running: Cluster) -> None:
     info = await stub(running).GetModelInfo(serval_pb2.GetModelInfoRequest(), timeout=WAIT_S)
     assert (info.model, info.max_model_len, info.vocab_size) == (MODEL, CONTEXT, TOKENIZER.get_vocab_size())
     health: Any = health_pb2_grpc.HealthStub(running.channel)
-    for service in ("", "serval.v1.Serval", "serval.cluster.v1.RouterLink"):
+    for service in ("", "serval.v1.Serval"):
         status = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S)
         assert status.status == health_pb2.HealthCheckResponse.SERVING
     listing: Any = reflection_pb2_grpc.ServerReflectionStub(running.channel).ServerReflectionInfo(
         iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=WAIT_S
     )
     names = {service.name for service in (await listing.read()).list_services_response.service}
-    assert {"serval.v1.Serval", "serval.cluster.v1.RouterLink", "grpc.health.v1.Health"} <= names
+    assert {"serval.v1.Serval", "grpc.health.v1.Health"} <= names
+    assert "serval.cluster.v1.RouterLink" not in names
     await asyncio.wait_for(running.router.drain(), WAIT_S)
     status = await health.Check(health_pb2.HealthCheckRequest(service=""), timeout=WAIT_S)
     assert status.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def test_a_stream_that_does_not_begin_with_hello_is_refused(running: Cluster) -> None:
-    call: Any = cluster_pb2_grpc.RouterLinkStub(running.channel).Connect(
-        iter([cluster_pb2.FromWorker(draining=cluster_pb2.Draining())]), timeout=WAIT_S
-    )
-    with pytest.raises(grpc.aio.AioRpcError, match="Hello") as refused:
+    first = cluster_pb2.FromWorker(draining=cluster_pb2.Draining())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports.link}") as channel:
+        call: Any = cluster_pb2_grpc.RouterLinkStub(channel).Connect(iter([first]), timeout=WAIT_S)
+        with pytest.raises(grpc.aio.AioRpcError, match="Hello") as refused:
+            await call.read()
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_workers_are_no_guests_of_the_clients_port(running: Cluster) -> None:
+    call: Any = cluster_pb2_grpc.RouterLinkStub(running.channel).Connect(iter([cluster_pb2.FromWorker()]), timeout=WAIT_S)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call.read()
-    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -61,7 +61,7 @@ class Process:
 
 def test_a_signal_drains_then_stops() -> None:
     process = Process()
-    process.lines_until(json.dumps({"grpc": "a:1", "metrics": "a:2", "http": None}))
+    process.lines_until(json.dumps({"grpc": "a:1", "metrics": "a:2", "http": None, "link": None}))
     process.process.send_signal(signal.SIGTERM)
     assert process.end()[:2] == (0, ["drain", "stop"])
 

@@ -28,7 +28,7 @@ def error_of(file: Path | None = None, **flags: object) -> str:
 def test_without_anything_it_is_one_of_each_with_the_embedded_model() -> None:
     config = load(None, {})
     assert (config.cluster.prefill, config.cluster.decode) == (1, 1)
-    assert (config.router.http_port, config.router.grpc_port) == (8000, 8001)
+    assert (config.router.http_port, config.router.grpc_port, config.router.link_port) == (8000, 8001, 8002)
     assert config.model == config.router.model_dir == embedded_folder()
     assert config.router.model == "smollm2-135m-instruct"
     assert config.engine.threads == 1
