@@ -2,9 +2,10 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from engine.block_allocator import BlockAllocator, OutOfBlocks
+from engine.cache_feed import CacheFeed, Changes
 from protocol.block_hash import chained_hashes
 from protocol.errors import ServalError
 from telemetry.metrics import Metrics
@@ -34,6 +35,7 @@ class KVCache:
         self._hash_of: dict[int, bytes] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._claim = 0
+        self._feed: CacheFeed | None = None
 
     # ---- questions
 
@@ -124,6 +126,8 @@ class KVCache:
                 if block not in self._hash_of and block_hash not in self._block_of:
                     self._hash_of[block] = block_hash
                     self._block_of[block_hash] = block
+                    if self._feed is not None:
+                        self._feed.note(block_hash, stored=True)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Gives back one hold of each block. Findable blocks become cached, the others free."""
@@ -139,6 +143,31 @@ class KVCache:
                     self._cached[block] = None
                 else:
                     self._allocator.free([block])
+
+    # ---- what routers hear of it
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """From now on changes of the findable set are gathered for `take_changes`; see CacheFeed for `on_change`."""
+        with self._lock:
+            self._feed = CacheFeed(on_change)
+
+    def unwatch(self) -> None:
+        """Nothing is gathered any more, and nothing of it costs anything."""
+        with self._lock:
+            self._feed = None
+
+    def take_changes(self) -> Changes:
+        """What changed since the last call, or since `watch`. Each hash is in one of both lists at most, by its last state."""
+        with self._lock:
+            is_stored, overflowed = self._feed.take() if self._feed is not None else ({}, False)
+        stored = [block_hash for block_hash, is_there in is_stored.items() if is_there]
+        evicted = [block_hash for block_hash, is_there in is_stored.items() if not is_there]
+        return Changes(stored, evicted, overflowed)
+
+    def findable(self) -> list[bytes]:
+        """The hash of every block that a prompt may find now, oldest first."""
+        with self._lock:
+            return list(self._block_of)
 
     def check_integrity(self) -> None:
         """Raises BrokenBooks unless free + cached + held is the pool and every hash, hold and cached block agrees."""
@@ -166,5 +195,8 @@ class KVCache:
 
     def _evict(self) -> None:
         block, _ = self._cached.popitem(last=False)
-        del self._block_of[self._hash_of.pop(block)]
+        block_hash = self._hash_of.pop(block)
+        del self._block_of[block_hash]
+        if self._feed is not None:
+            self._feed.note(block_hash, stored=False)
         self._allocator.free([block])

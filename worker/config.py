@@ -11,6 +11,13 @@ class LinkConfig(BaseModel):
     load_report_period_s: float = Field(
         0.25, gt=0, le=10, description="Seconds between load reports; they are the heartbeat too. Routers allow several."
     )
+    cache_report_period_s: float = Field(
+        0.05,
+        gt=0,
+        le=10,
+        description="Seconds between two messages about what the prefix cache holds; the first change after a pause goes at "
+        "once. Shorter: routers know sooner where a prompt's beginning lies; longer: fewer messages under load.",
+    )
     reconnect_min_s: float = Field(0.1, gt=0, description="Seconds before the first new try after a stream broke.")
     reconnect_max_s: float = Field(2.0, gt=0, description="Seconds at most between tries; doubled from the minimum, jittered.")
     connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for Welcome before the stream is given up.")

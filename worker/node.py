@@ -10,6 +10,7 @@ from protocol import cluster_pb2
 from protocol.ids import Incarnation, ProcessIdentity, draw_incarnation
 from protocol.server import GrpcServer
 from telemetry.metrics import Metrics
+from worker.cache_reports import CacheReports
 from worker.router_link import OrderHandler, RouterLink
 from worker.spec import WorkerSpec
 
@@ -44,7 +45,10 @@ class WorkerNode:
 
     def dial_routers(self, handler: OrderHandler) -> None:
         """From now on routers know this worker, and lose it only with its streams."""
-        self._links = [RouterLink(address, self._hello(), self._load, handler, self.spec.link) for address in self.spec.routers]
+        reports = CacheReports(self._engine.kv_cache, self.spec.link.cache_report_period_s)
+        self._links = [
+            RouterLink(address, self._hello(), self._load, handler, self.spec.link, reports) for address in self.spec.routers
+        ]
         for link in self._links:
             link.start()
 

@@ -47,6 +47,14 @@ class OrderHandler(Protocol):
         """The stream ended: nobody waits for this link's requests any more."""
 
 
+class LinkWatcher(Protocol):
+    """Hears when a stream begins and ends; on the event loop."""
+
+    def add(self, link: "RouterLink") -> None: ...
+
+    def remove(self, link: "RouterLink") -> None: ...
+
+
 class RouterLink:
     """One worker's stream to one router. `send` may be called at any time; without a live stream it drops what it is given,
     because a router forgets a worker's requests with the stream."""
@@ -58,12 +66,14 @@ class RouterLink:
         load: Callable[[], cluster_pb2.LoadReport],
         handler: OrderHandler,
         config: LinkConfig,
+        watcher: LinkWatcher | None = None,
     ) -> None:
         self.address = address
         self._hello = hello
         self._load = load
         self._handler = handler
         self._config = config
+        self._watcher = watcher
         self._outbox: Outbox | None = None
         self._draining = False
         self._task: asyncio.Task[None] | None = None
@@ -85,13 +95,16 @@ class RouterLink:
 
     def send(self, outputs: Iterable[cluster_pb2.RequestOutput]) -> None:
         """Queues one engine step's outputs as one message."""
+        self.send_message(cluster_pb2.FromWorker(step=cluster_pb2.StepOutput(outputs=outputs)))
+
+    def send_message(self, message: cluster_pb2.FromWorker) -> None:
+        """Queues any message; it must not be changed afterwards."""
         if self._outbox is not None:
-            self._outbox.put_nowait(cluster_pb2.FromWorker(step=cluster_pb2.StepOutput(outputs=outputs)))
+            self._outbox.put_nowait(message)
 
     def say_draining(self) -> None:
         self._draining = True
-        if self._outbox is not None:
-            self._outbox.put_nowait(cluster_pb2.FromWorker(draining=cluster_pb2.Draining()))
+        self.send_message(cluster_pb2.FromWorker(draining=cluster_pb2.Draining()))
 
     async def _keep(self) -> None:
         pause_s = self._config.reconnect_min_s
@@ -121,6 +134,8 @@ class RouterLink:
                 self._outbox = outbox
                 if self._draining:
                     self.say_draining()
+                if self._watcher is not None:
+                    self._watcher.add(self)
                 reports = asyncio.create_task(self._report(outbox))
                 try:
                     # Only read(): a call that was read once refuses to be iterated.
@@ -134,6 +149,8 @@ class RouterLink:
                 call.cancel()
                 outbox.put_nowait(None)  # gRPC leaves the task that writes waiting for ever
                 if was_live:
+                    if self._watcher is not None:
+                        self._watcher.remove(self)
                     self._handler.on_lost(self)
 
     def _dispatch(self, order: cluster_pb2.FromRouter) -> None:
