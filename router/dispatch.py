@@ -113,6 +113,10 @@ class Dispatcher:
                 logger.exception("request %s", request.request_id)
                 self._end(request, End(Outcome.INTERNAL, "the router failed to handle the answer"))
 
+    def on_load(self, worker: Worker, load: cluster_pb2.LoadReport, now: float) -> None:
+        """A worker's periodic report."""
+        worker.take_report(load, now)
+
     def _on_output(self, request: Request, output: cluster_pb2.RequestOutput, now: float) -> None:
         stopped = bool(output.token_ids) and self._add_tokens(request, output, now)
         if output.HasField("ended"):

@@ -65,7 +65,7 @@ class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
             if kind == "step":
                 self._dispatcher.on_step(worker, message.step)
             elif kind == "load":
-                worker.take_report(message.load, worker.heard_at)
+                self._dispatcher.on_load(worker, message.load, worker.heard_at)
             elif kind == "draining":
                 worker.is_draining = True
 

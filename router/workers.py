@@ -32,6 +32,9 @@ class Worker:
     in_flight: int = 0
     in_flight_tokens: int = 0
     in_flight_at_report: int = 0
+    sent_since_report: int = 0
+    sent_tokens_since_report: int = 0
+    """Requests, and their prompt tokens, that the last report cannot have counted."""
     last_pick: int = 0
     outbox: asyncio.Queue[cluster_pb2.FromRouter] = field(default_factory=asyncio.Queue)
     end_reason: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -67,6 +70,7 @@ class Worker:
             self.progressed_at = now
         self.load = load
         self.in_flight_at_report = self.in_flight
+        self.sent_since_report = self.sent_tokens_since_report = 0
 
     def end_stream(self, reason: str) -> None:
         """Asks the stream's handler to close it; idempotent."""
