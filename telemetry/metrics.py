@@ -90,6 +90,13 @@ class Metrics:
         self.prefix_cache_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.prefix_cache_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
         self.preemptions = self._counter("num_preemptions", "Sequences put back for want of KV blocks")
+        self.engine_busy = self._counter("engine_busy_seconds", "Time of steps that computed something")
+        self.grammar_requests = self._counter("grammar_requests", "Sequences whose answer keeps to a grammar")
+        self.grammar_compile_time = self._histogram("grammar_compile_seconds", "Compiling one grammar", TRANSFER_BUCKETS)
+        self.grammar_mask_time = self._counter("grammar_mask_seconds", "Engine time spent on grammars' masks")
+        self.requests_waiting_for_blocks = self._gauge(
+            "num_requests_waiting_for_blocks", "Requests in decode's admission line: they wait for KV blocks or a landing slot"
+        )
         self.local_prefills = self._counter("local_prefills", "Prompts that decode computed by itself", ["reason"])
         self.loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop runs", TRANSFER_BUCKETS)
 
