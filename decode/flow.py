@@ -30,6 +30,7 @@ from protocol.ids import BlockId, Incarnation
 from protocol.lifecycle import Event
 from protocol.outcomes import Outcome
 from telemetry.metrics import Metrics
+from telemetry.tracing import Tracing
 from worker.wire import OUTCOME_OF, logprobs_to_proto
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Parts:
     line: AdmissionLine
     config: DecodeConfig
     metrics: Metrics
+    tracing: Tracing
 
 
 class Flow:
@@ -229,6 +231,8 @@ class Flow:
             sampling=self._sequence.params.to_proto(),
             first_block=self._sequence.num_computed // self._parts.engine.kv_cache.block_size,
             lease=request.lease.to_proto(),
+            traceparent=request.span.context.traceparent,
+            tracestate=request.span.context.tracestate,
         )
 
     def _take_first_token(self, first: cluster_pb2.FirstToken, remote: RemotePrefill) -> None:

@@ -11,6 +11,8 @@ from protocol.ids import RequestId, RequestNumber
 from protocol.lifecycle import Lifecycle, Role
 from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
+from telemetry import span_names
+from telemetry.tracing import Span, TraceContext, Tracing, Value
 from worker.router_link import RouterLink
 
 
@@ -25,6 +27,7 @@ class DecodeRequest:
     prefill: cluster_pb2.Peer | None
     deadline: float
     """time.monotonic() at which the request is over."""
+    span: Span
     lifecycle: Lifecycle = field(default_factory=lambda: Lifecycle(Role.DECODE))
     lease: Lease | None = None
     cached_tokens: int = 0
@@ -36,7 +39,7 @@ class DecodeRequest:
         return f"<DecodeRequest {self.request_id} {self.lifecycle.state}>"
 
     @classmethod
-    def from_submit(cls, link: RouterLink, submit: cluster_pb2.Submit, key: str) -> "DecodeRequest":
+    def from_submit(cls, link: RouterLink, submit: cluster_pb2.Submit, key: str, tracing: Tracing) -> "DecodeRequest":
         """`key` names the sequence to the engine; request ids come from clients and may repeat."""
         params = SamplingParams.from_proto(submit.sampling, default_max_tokens=16)
         return cls(
@@ -46,6 +49,7 @@ class DecodeRequest:
             sequence=Sequence(request_id=key, prompt=list(submit.prompt), params=params),
             prefill=submit.prefill if submit.HasField("prefill") else None,
             deadline=time.monotonic() + submit.timeout_s,
+            span=tracing.start(span_names.DECODE, TraceContext(submit.traceparent, submit.tracestate)),
         )
 
     def output(
@@ -54,6 +58,24 @@ class DecodeRequest:
         return cluster_pb2.RequestOutput(request=self.number, token_ids=token_ids, logprobs=logprobs, ended=ended)
 
     def ended(self, outcome: Outcome, message: str = "") -> cluster_pb2.Ended:
+        """The last word on this request; said once."""
         if self.decode_started_at is not None:
             self.timings.decode_s = time.monotonic() - self.decode_started_at
+        self.span.end(outcome, self._figures() if self.span.is_recording else None)
         return cluster_pb2.Ended(outcome=str(outcome), message=message, cached_tokens=self.cached_tokens, timings=self.timings)
+
+    def _figures(self) -> dict[str, Value]:
+        timings = self.timings
+        return {
+            span_names.REQUEST_ID: self.request_id,
+            span_names.PROMPT_TOKENS: len(self.sequence.prompt),
+            span_names.CACHED_TOKENS: self.cached_tokens,
+            span_names.OUTPUT_TOKENS: len(self.sequence.output),
+            span_names.PREFILL_WORKER: self.prefill.name if self.prefill is not None else "",
+            span_names.PREFILLED_LOCALLY: timings.prefilled_locally,
+            span_names.QUEUE_S: timings.queue_s,
+            span_names.DECODE_S: timings.decode_s,
+            span_names.TRANSFER_S: timings.transfer_s,
+            span_names.TRANSFER_EXPOSED_S: timings.transfer_exposed_s,
+            span_names.TRANSFER_BYTES: timings.transfer_bytes,
+        }

@@ -35,7 +35,7 @@ class Requests:
     # ---- OrderHandler
 
     def on_submit(self, link: RouterLink, submit: cluster_pb2.Submit) -> None:
-        request = DecodeRequest.from_submit(link, submit, key=str(next(self._keys)))
+        request = DecodeRequest.from_submit(link, submit, str(next(self._keys)), self._parts.tracing)
         if self._draining:
             link.send([request.output([], [], request.ended(Outcome.UNAVAILABLE, "this decode worker is draining"))])
             return

@@ -65,6 +65,7 @@ class DecodeWorker:
             line=line,
             config=self._config,
             metrics=self._metrics,
+            tracing=spec.tracing,
         )
         requests = self._requests = Requests(parts)
         parts.engine_loop.start()

@@ -9,57 +9,38 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from engine.batch import Batch
 from engine.engine import Engine
 from engine.loop import ABORT_TIMEOUT_S, EngineLoop
 from engine.sequence import Sequence, SequenceUpdate
 from kvtransfer.sender import Sender
-from kvtransfer.transfer import SendResult, Transfer
+from kvtransfer.transfer import SendResult
 from prefill.config import PrefillConfig
+from prefill.job import Job
 from protocol import cluster_pb2
 from protocol.errors import InvalidRequest, Overloaded, ServalError, Unavailable
 from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
-from protocol.lifecycle import Event, Lifecycle, Role, State
+from protocol.lifecycle import Event, State
 from protocol.sampling import SamplingParams
+from telemetry import span_names
+from telemetry.tracing import TraceContext, Tracing
 from worker.wire import logprobs_to_proto
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(eq=False)
-class Job:
-    """One prompt. The engine thread makes `transfer` at the first layer; the rest belongs to the event loop."""
-
-    request: cluster_pb2.PrefillRequest
-    sequence: Sequence
-    computed: asyncio.Future[SequenceUpdate]
-    lifecycle: Lifecycle = field(default_factory=lambda: Lifecycle(Role.PREFILL))
-    accepted_at: float = field(default_factory=time.monotonic)
-    started_at: float = 0.0
-    cached_tokens: int = 0
-    transfer: Transfer | None = None
-    refused: ServalError | None = None
-
-    @property
-    def decode_incarnation(self) -> Incarnation:
-        return Incarnation(self.request.decode_incarnation)
-
-    @property
-    def lease_id(self) -> LeaseId:
-        return LeaseId(self.request.lease.lease_id)
-
-
 class Jobs:
     """All jobs of one worker. `on_layer` and `on_computed` run in the engine thread, everything else on the event loop."""
 
-    def __init__(self, engine: Engine, sender: Sender, peer: cluster_pb2.Peer, config: PrefillConfig) -> None:
+    def __init__(self, engine: Engine, sender: Sender, peer: cluster_pb2.Peer, config: PrefillConfig, tracing: Tracing) -> None:
         self._engine = engine
         self._engine_loop: EngineLoop | None = None
         self._sender = sender
         self._peer = peer
         self._config = config
+        self._tracing = tracing
         self._by_key: dict[str, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -162,6 +143,8 @@ class Jobs:
             )
         except ServalError as error:
             job.refused = error
+        else:
+            job.transfer_span = self._tracing.start(span_names.KV_TRANSFER, job.span.context, kind="internal")
 
     def _blocks_ready(self, job: Job, end: int) -> int:
         """Blocks of the transfer that are complete when tokens [0, end) are: whole ones, and at the prompt's end also its last."""
@@ -190,12 +173,14 @@ class Jobs:
         if key in self._by_key:
             raise InvalidRequest(f"lease {request.lease.lease_id} is in use", "lease")
         sequence = Sequence(request_id=key, prompt=list(request.prompt), params=params)
-        job = self._by_key[key] = Job(request, sequence, computed=self._loop.create_future())
+        span = self._tracing.start(span_names.PREFILL, TraceContext(request.traceparent, request.tracestate))
+        job = self._by_key[key] = Job(request, sequence, span, computed=self._loop.create_future())
         assert self._engine_loop is not None
         try:
             self._engine_loop.submit(sequence)
-        except ServalError:
+        except ServalError as error:
             del self._by_key[key]
+            span.end(error.outcome)
             raise
         self._idle.clear()
         return job
@@ -247,7 +232,7 @@ class Jobs:
         if not job.computed.done():
             self._abort_compute(job)
             await asyncio.wait({job.computed}, timeout=ABORT_TIMEOUT_S)
-        await self._abort_transfer(job)
+        job.end_spans(await self._abort_transfer(job))
         if job.lifecycle.can(Event.QUIESCED):
             job.lifecycle.advance(Event.QUIESCED)
         del self._by_key[job.sequence.request_id]

@@ -46,7 +46,7 @@ class PrefillWorker:
         engine = await asyncio.to_thread(Engine.load, spec.model_dir, config, self._metrics, progress=spec.report_weights)
         node = self._node = WorkerNode(cluster_pb2.ROLE_PREFILL, spec, engine, self._metrics, [SERVICE])
         self._sender = Sender(spec.transfer, node.layout, engine.pool.data, node.incarnation, self._metrics)
-        jobs = self._jobs = Jobs(engine, self._sender, node.peer, self._config)
+        jobs = self._jobs = Jobs(engine, self._sender, node.peer, self._config, spec.tracing)
         engine.on_layer = jobs.on_layer
         self._engine_loop = EngineLoop(engine, publish=jobs.on_computed)
         jobs.attach(self._engine_loop)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from kvtransfer.config import TransferConfig
+from telemetry.tracing import OFF, Tracing
 from worker.config import LinkConfig
 
 Progress = Callable[[str, int, int], None]
@@ -30,6 +31,7 @@ class WorkerSpec:
     transfer: TransferConfig
     link: LinkConfig
     metrics_address: str = ""
+    tracing: Tracing = OFF
     progress: Progress = silent
 
     def report_weights(self, done: int, total: int) -> None:
