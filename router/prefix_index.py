@@ -83,13 +83,16 @@ class PrefixIndex:
         matched = dict.fromkeys(workers, 0)
         names = {self._slots[worker]: worker for worker in matched if worker in self._slots}
         remaining = sum(1 << slot for slot in names)
+        holders, expected = self._holders, self._expected
         for depth, block in enumerate(hashes):
-            if not remaining:
-                break
-            holding = remaining & (self._holders.get(block, 0) | self._expected.get(block, 0))
-            for slot in _bits(remaining & ~holding):
-                matched[names[slot]] = depth
-            remaining = holding
+            holding = remaining & holders.get(block, 0)
+            if holding != remaining:
+                holding |= remaining & expected.get(block, 0)
+                for slot in _bits(remaining & ~holding):
+                    matched[names[slot]] = depth
+                remaining = holding
+                if not remaining:
+                    break
         for slot in _bits(remaining):
             matched[names[slot]] = len(hashes)
         return matched
