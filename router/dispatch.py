@@ -24,6 +24,7 @@ from router.request import End, GenerateSpec, Request, Timeline
 from router.text import AnswerText
 from router.tokenizer import TextTokenizer
 from router.workers import DECODE, PREFILL, Membership, Worker
+from telemetry.tracing import NO_CONTEXT, TraceContext
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +74,22 @@ class Dispatcher:
             raise Overloaded("too many requests are waiting; a retry can help")
 
     def accept(
-        self, request_id: RequestId, spec: GenerateSpec, caller: Caller = ANONYMOUS, timeout_s: float | None = None
+        self,
+        request_id: RequestId,
+        spec: GenerateSpec,
+        caller: Caller = ANONYMOUS,
+        timeout_s: float | None = None,
+        trace: TraceContext = NO_CONTEXT,
     ) -> Request:
-        """Takes the request, places it at once if it can, and owns it from now on. Raises as `check_capacity`."""
+        """Takes the request, places it at once if it can, and owns it from now on. Raises as `check_capacity`. The workers' spans
+        go below `trace`."""
         self.check_capacity()
         loop = asyncio.get_running_loop()
         limit_s = min(timeout_s or self._config.request_timeout_s, self._config.request_timeout_s)
         now = loop.time()
         text = AnswerText(self._tokenizer, spec.stop, spec.sampling.min_tokens)
         request = Request(request_id, spec, text, Timeline(arrived=now, deadline=now + limit_s), caller)
+        request.trace = trace
         self._open.add(request)
         self._idle.clear()
         request.timers.append(loop.call_at(request.timeline.deadline, self._on_deadline, request))
@@ -193,6 +201,8 @@ class Dispatcher:
             sampling=_rest_of(request).to_proto(),
             prefill=prefill.hello.peer if prefill else None,
             timeout_s=max(0.001, request.timeline.deadline - now),
+            traceparent=request.trace.traceparent,
+            tracestate=request.trace.tracestate,
         )
         decode.outbox.put_nowait(cluster_pb2.FromRouter(submit=submit))
         self._show_counts()

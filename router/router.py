@@ -23,6 +23,7 @@ from router.status import Status
 from router.tokenizer import TextTokenizer
 from router.workers import Membership
 from telemetry.metrics import Metrics
+from telemetry.tracing import OFF, Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,10 @@ class Router:
     Construction reads the model's folder and may take a second; it raises ConfigError for what is wrong there.
     """
 
-    def __init__(self, config: RouterConfig, metrics: Metrics) -> None:
+    def __init__(self, config: RouterConfig, metrics: Metrics, tracing: Tracing = OFF) -> None:
         self._config = config
         self._metrics = metrics
+        self._tracing = tracing
         self.model = ModelInfo.from_folder(config.model, config.model_dir, config.max_model_len)
         self._tokenizer = TextTokenizer.from_folder(config.model_dir, config.long_prompt_characters)
         self._running: _Running | None = None
@@ -57,7 +59,7 @@ class Router:
         """Binds the ports and serves; returns once all accept connections."""
         if self._running is not None:
             raise RuntimeError("started twice")
-        self._running = _Running(self._config, self._metrics, self.model, self._tokenizer)
+        self._running = _Running(self._config, self._metrics, self._tracing, self.model, self._tokenizer)
         try:
             return await self._running.start()
         except BaseException:
@@ -84,7 +86,9 @@ class Router:
 class _Running:
     """What exists between start and stop."""
 
-    def __init__(self, config: RouterConfig, metrics: Metrics, model: ModelInfo, tokenizer: TextTokenizer) -> None:
+    def __init__(
+        self, config: RouterConfig, metrics: Metrics, tracing: Tracing, model: ModelInfo, tokenizer: TextTokenizer
+    ) -> None:
         self._config = config
         self._metrics = metrics
         self._model = model

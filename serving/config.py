@@ -16,6 +16,7 @@ from prefill.config import PrefillConfig
 from protocol.errors import ConfigError
 from router.config import RouterConfig
 from serving.model_folder import embedded_folder
+from telemetry.config import TracingConfig
 from worker.config import LinkConfig
 
 BYTES = TypeAdapter(ByteSize)
@@ -70,6 +71,7 @@ class ServalConfig(BaseModel):
     decode: DecodeConfig = DecodeConfig()
     transfer: TransferConfig = TransferConfig()
     link: LinkConfig = LinkConfig()
+    tracing: TracingConfig = TracingConfig()
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -11,6 +11,7 @@ from serving.config import ServalConfig
 from serving.status import Ready
 from telemetry.endpoint import MetricsEndpoint
 from telemetry.metrics import Metrics
+from telemetry.tracing import Tracing
 from worker.spec import Progress, WorkerSpec
 
 if TYPE_CHECKING:
@@ -69,19 +70,21 @@ def build(member: Member, config: ServalConfig, routers: Sequence[str], progress
     Imports only what the role needs: a router process has no torch in it.
     """
     metrics = Metrics(member.role, member.name)
+    tracing = Tracing.of(config.tracing, member.role, member.name)
     if member.role == "router":
-        return _RouterServer(config, metrics)
-    return _WorkerServer(member, config, routers, metrics, progress)
+        return _RouterServer(config, metrics, tracing)
+    return _WorkerServer(member, config, routers, metrics, tracing, progress)
 
 
 class _RouterServer:
     """The router needs no start-up deadline of its own: it loads a tokenizer."""
 
-    def __init__(self, config: ServalConfig, metrics: Metrics) -> None:
+    def __init__(self, config: ServalConfig, metrics: Metrics, tracing: Tracing) -> None:
         from router.router import Router
 
         self._config = config.router
-        self._router = Router(config.router, metrics)
+        self._router = Router(config.router, metrics, tracing)
+        self._tracing = tracing
 
     async def start(self) -> Ready:
         ports = await self._router.start()
@@ -95,6 +98,7 @@ class _RouterServer:
 
     async def stop(self, timeout_s: float) -> None:
         await self._router.stop(min(timeout_s, ROUTER_LAST_CALL_S))
+        await asyncio.to_thread(self._tracing.close)
 
     async def check_health(self) -> None:
         if self._router.members is None:
@@ -105,7 +109,13 @@ class _WorkerServer:
     """A prefill or decode worker with its /metrics."""
 
     def __init__(
-        self, member: Member, config: ServalConfig, routers: Sequence[str], metrics: Metrics, progress: Progress
+        self,
+        member: Member,
+        config: ServalConfig,
+        routers: Sequence[str],
+        metrics: Metrics,
+        tracing: Tracing,
+        progress: Progress,
     ) -> None:
         self._endpoint = MetricsEndpoint(metrics, config.cluster.host, metrics_port(config, member))
         spec = WorkerSpec(
@@ -118,9 +128,11 @@ class _WorkerServer:
             transfer=config.transfer,
             link=config.link,
             metrics_address=self._endpoint.address,
+            tracing=tracing,
             progress=progress,
         )
         self._worker = _worker(member, spec, config, metrics)
+        self._tracing = tracing
 
     async def start(self) -> Ready:
         return Ready(grpc=await self._worker.start(), metrics=self._endpoint.address)
@@ -131,6 +143,7 @@ class _WorkerServer:
     async def stop(self, timeout_s: float) -> None:
         await self._worker.stop(timeout_s)
         self._endpoint.close()
+        await asyncio.to_thread(self._tracing.close)
 
     async def check_health(self) -> None:
         if not self._worker.is_healthy:
