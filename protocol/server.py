@@ -1,6 +1,6 @@
-"""The frame of every gRPC server of ours: standard health, reflection, limits."""
+"""The frame of every gRPC server of ours: standard health, reflection, limits, TLS."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 import grpc.aio
@@ -8,6 +8,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from protocol.errors import ConfigError
+from protocol.peer_guard import PeerGuard
+from protocol.tls import TlsIdentity
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # a taken port is an error: two servers would share its connections in silence
@@ -25,11 +27,25 @@ class GrpcServer:
     """A grpc.aio server with grpc.health.v1 and reflection over `services` (full names).
 
     Add servicers to `server`, then `await start(host, port)`. Health says NOT_SERVING until then and again from `drain()`.
+    With `tls` nothing is answered in plain text; `on_handshake` is called for each connection that begins, on another thread.
     """
 
-    def __init__(self, services: Sequence[str], max_receive_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        services: Sequence[str],
+        *,
+        max_receive_bytes: int = 64 << 20,
+        max_streams: int | None = None,
+        tls: TlsIdentity | None = None,
+        guard: PeerGuard | None = None,
+        on_handshake: Callable[[], None] = lambda: None,
+    ) -> None:
         self._names = ("", *services)
-        self.server = grpc.aio.server(options=(*SERVER_OPTIONS, ("grpc.max_receive_message_length", max_receive_bytes)))
+        self._credentials = tls.server_credentials(on_handshake) if tls else None
+        limits = [("grpc.max_receive_message_length", max_receive_bytes)]
+        if max_streams is not None:
+            limits.append(("grpc.max_concurrent_streams", max_streams))
+        self.server = grpc.aio.server(options=(*SERVER_OPTIONS, *limits), interceptors=(guard,) if guard else None)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
@@ -37,7 +53,10 @@ class GrpcServer:
     async def start(self, host: str, port: int) -> int:
         """Listens; returns the bound port. Raises ConfigError when the port is taken."""
         try:
-            bound = self.server.add_insecure_port(f"{host}:{port}")
+            if self._credentials is None:
+                bound = self.server.add_insecure_port(f"{host}:{port}")
+            else:
+                bound = self.server.add_secure_port(f"{host}:{port}", self._credentials)
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {host}:{port}") from error
         await self.server.start()

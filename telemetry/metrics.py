@@ -100,6 +100,17 @@ class Metrics:
         self.local_prefills = self._counter("local_prefills", "Prompts that decode computed by itself", ["reason"])
         self.loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop runs", TRANSFER_BUCKETS)
 
+        # ---- security
+        self.tls_handshakes = self._counter("tls_handshakes", "TLS connections begun, accepted or not", ["surface"])
+        self.tls_refusals = self._counter(
+            "tls_refusals",
+            "Handshakes that failed (http), calls with a certificate of another role (link, prefill)",
+            ["surface"],
+        )
+        self.keys_reloads = self._counter(
+            "keys_reloads", "Times that the keys file had changed, by what came of it", ["result"]
+        )
+
         # ---- KV transfer
         self.kv_transfer_bytes = self._counter("kv_transfer_bytes", "KV bytes written (prefill) or landed (decode)")
         self.kv_transfer_time = self._histogram(
