@@ -153,28 +153,9 @@ class Cluster:
             self._wait_joined(deadline_s)
 
     def _launch(self, role: str, arguments: list[str]) -> Process:
-        place = self._places[role]
-        config = Path(self._folder.name) / f"{role}.json"
-        config.write_text(json.dumps(settings_at(self._settings, place, self.router)))
-        log = config.with_suffix(".log")
-        read_end, write_end = os.pipe()
-        command = place.namespace.command_prefix if place.namespace else []
-        command += [sys.executable, "-m", "serving.process", "--role", role, *arguments]
-        command += ["--config", str(config), "--status-fd", str(write_end), "--parent", str(os.getpid())]
-        with log.open("wb") as log_stream:
-            popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log_stream,
-                stderr=subprocess.STDOUT,
-                pass_fds=(write_end,),
-                env=environment(self._settings["engine"]["threads"]),
-                start_new_session=True,  # Ctrl-C is for the benchmark, which stops its clusters by itself
-            )
-        os.close(write_end)
-        process = Process(f"{self.name} {role}", log, popen)
+        settings = settings_at(self._settings, self._places[role], self.router)
+        process = launch(f"{self.name} {role}", role, arguments, settings, Path(self._folder.name), self._places[role])
         self._processes.append(process)
-        threading.Thread(target=_read_reports, args=(os.fdopen(read_end), process), daemon=True).start()
         return process
 
     def _wait_joined(self, deadline_s: float) -> None:
@@ -186,6 +167,31 @@ class Cluster:
                         return
                 time.sleep(0.1)
         raise ClusterError(f"{self.name}: the workers did not join the router in time")
+
+
+def launch(name: str, role: str, arguments: Sequence[str], settings: Mapping[str, Any], folder: Path, place: Place) -> Process:
+    """Starts one process of Serval with exactly these settings; its configuration and log lie in `folder`. It ends with us."""
+    config = folder / f"{role}.json"
+    config.write_text(json.dumps(settings))
+    log = config.with_suffix(".log")
+    read_end, write_end = os.pipe()
+    command = place.namespace.command_prefix if place.namespace else []
+    command += [sys.executable, "-m", "serving.process", "--role", role, *arguments]
+    command += ["--config", str(config), "--status-fd", str(write_end), "--parent", str(os.getpid())]
+    with log.open("wb") as log_stream:
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log_stream,
+            stderr=subprocess.STDOUT,
+            pass_fds=(write_end,),
+            env=environment(settings["engine"]["threads"]),
+            start_new_session=True,  # Ctrl-C is for the benchmark, which stops its processes by itself
+        )
+    os.close(write_end)
+    process = Process(name, log, popen)
+    threading.Thread(target=_read_reports, args=(os.fdopen(read_end), process), daemon=True).start()
+    return process
 
 
 def environment(threads: int | None) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""What the router costs per token, beside a peer's router, both before mock workers."""
