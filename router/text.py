@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from router.partial_match import possible_beginning
 from router.tokenizer import Detokenizer, TextTokenizer
 
 
@@ -22,7 +23,7 @@ class StopStrings:
         if matches:
             self._held = ""
             return buffer[: min(matches)[1]], True
-        keep = self._possible_beginning(buffer)
+        keep = possible_beginning(buffer, self._stops)
         self._held = buffer[len(buffer) - keep :]
         return buffer[: len(buffer) - keep], False
 
@@ -30,15 +31,6 @@ class StopStrings:
         """What was held back, now that nothing can complete it."""
         held, self._held = self._held, ""
         return held
-
-    def _possible_beginning(self, buffer: str) -> int:
-        longest = 0
-        for stop in self._stops:
-            for length in range(min(len(stop) - 1, len(buffer)), longest, -1):
-                if buffer.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
 
 
 class AnswerText:
