@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from protocol.errors import RateLimited
 from router.caller import ANONYMOUS, Caller
 from router.fair_queue import Share
+from telemetry.recent import RecentMean
 
-_NEWEST_COUNTS = 0.125
-"""Weight of the newest request in a tenant's moving averages: about the last eight count."""
+_REMEMBERED = 8
+"""About so many answers of a tenant say what its next one takes."""
 _UNKNOWN_WAIT_S = 1.0
 
 
@@ -70,11 +71,10 @@ class Bucket:
     """When that was true, in seconds."""
 
     def wait_s(self, amount: float, per_minute: int | None, now: float) -> float:
-        """Seconds until `amount`, or a whole minute's worth if that is less, can be taken; 0: now."""
+        """Seconds until `amount`, or a whole minute's worth if that is less, can be taken; 0: now. Changes nothing."""
         if per_minute is None:
             return 0.0
-        self._grow_back(per_minute, now)
-        missing = min(amount, per_minute) - (per_minute - self.taken)
+        missing = min(amount, per_minute) - (per_minute - self._still_taken(per_minute, now))
         return max(0.0, missing) * 60 / per_minute
 
     def take(self, amount: float, per_minute: int | None, now: float) -> None:
@@ -82,26 +82,11 @@ class Bucket:
         if per_minute is None:
             self.taken = 0.0
             return
-        self._grow_back(per_minute, now)
-        self.taken = max(0.0, self.taken + amount)
-
-    def _grow_back(self, per_minute: int, now: float) -> None:
-        self.taken = max(0.0, self.taken - max(0.0, now - self.at) * per_minute / 60)
+        self.taken = max(0.0, self._still_taken(per_minute, now) + amount)
         self.at = now
 
-
-@dataclass(frozen=True)
-class Charge:
-    """What an accepted request was charged with."""
-
-    prompt_tokens: int
-    answer_tokens: int
-    requests: int
-    at: float
-
-    @property
-    def tokens(self) -> int:
-        return self.prompt_tokens + self.answer_tokens
+    def _still_taken(self, per_minute: int, now: float) -> float:
+        return max(0.0, self.taken - max(0.0, now - self.at) * per_minute / 60)
 
 
 class Tenant:
@@ -113,8 +98,9 @@ class Tenant:
         self.open_requests = 0
         self._requests = Bucket()
         self._tokens = Bucket()
-        self._answer_tokens = float(expected_answer_tokens)
-        self._duration_s: float | None = None
+        self._expected_answer_tokens = expected_answer_tokens
+        self._answer_tokens = RecentMean(_REMEMBERED)
+        self._duration_s = RecentMean(_REMEMBERED)
 
     @property
     def share(self) -> Share:
@@ -124,7 +110,7 @@ class Tenant:
         """Raises LimitReached when a request of so many tokens cannot be accepted now; changes nothing."""
         limits = self.limits
         if limits.max_concurrent is not None and self.open_requests >= limits.max_concurrent:
-            wait_s = _UNKNOWN_WAIT_S if self._duration_s is None else self._duration_s / limits.max_concurrent
+            wait_s = (self._duration_s.value or _UNKNOWN_WAIT_S) / limits.max_concurrent
             raise LimitReached(self.name, "max_concurrent", limits.max_concurrent, wait_s)
         for name, bucket, amount, per_minute in (
             ("requests_per_minute", self._requests, 1, limits.requests_per_minute),
@@ -133,18 +119,18 @@ class Tenant:
             if per_minute is not None and (wait_s := bucket.wait_s(amount, per_minute, now)) > 0:
                 raise LimitReached(self.name, name, per_minute, wait_s)
 
-    def admit(self, prompt_tokens: int, max_tokens: int, now: float, *, is_sibling: bool = False) -> Charge:
+    def admit(self, prompt_tokens: int, max_tokens: int, now: float, *, is_sibling: bool = False) -> "Charge":
         """Charges one request; raises as `check`. A sibling (another answer of an accepted request) is charged with its answer
         alone and never refused: half of a client's answers would help nobody."""
-        answer_tokens = min(max_tokens, round(self._answer_tokens))
-        charge = Charge(0 if is_sibling else prompt_tokens, answer_tokens, 0 if is_sibling else 1, now)
+        answer_tokens = min(max_tokens, round(self._answer_tokens.value or self._expected_answer_tokens))
+        charge = Charge(self, 0 if is_sibling else prompt_tokens, answer_tokens, 0 if is_sibling else 1, now)
         if not is_sibling:
             self.check(now, charge.tokens)
         self._take(charge.requests, charge.tokens, now)
         self.open_requests += 1
         return charge
 
-    def settle(self, charge: Charge, answer_tokens: int, was_computed: bool, now: float) -> None:
+    def settle(self, charge: "Charge", answer_tokens: int, was_computed: bool, now: float) -> None:
         """The request has ended, once. What no worker got is given back whole."""
         self.open_requests -= 1
         if was_computed:
@@ -152,16 +138,29 @@ class Tenant:
         else:
             self._take(-charge.requests, -charge.tokens, now)
 
-    def learn(self, charge: Charge, answer_tokens: int, now: float) -> None:
+    def learn(self, charge: "Charge", answer_tokens: int, now: float) -> None:
         """A whole answer: what the next one may be expected to take."""
-        self._answer_tokens += _NEWEST_COUNTS * (answer_tokens - self._answer_tokens)
-        duration_s = now - charge.at
-        before_s = duration_s if self._duration_s is None else self._duration_s
-        self._duration_s = before_s + _NEWEST_COUNTS * (duration_s - before_s)
+        self._answer_tokens.add(answer_tokens)
+        self._duration_s.add(now - charge.at)
 
     def _take(self, requests: int, tokens: int, now: float) -> None:
         self._requests.take(requests, self.limits.requests_per_minute, now)
         self._tokens.take(tokens, self.limits.tokens_per_minute, now)
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What an accepted request was charged with, and whom."""
+
+    tenant: Tenant
+    prompt_tokens: int
+    answer_tokens: int
+    requests: int
+    at: float
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.answer_tokens
 
 
 class Tenants:
