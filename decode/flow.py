@@ -10,49 +10,21 @@ Every wait stands under the request's deadline. Whatever is held (KV blocks, lan
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 
-from decode.admission import AdmissionLine
-from decode.config import DecodeConfig
-from decode.prefill_client import PrefillPeers
-from decode.quarantine import Quarantine
+from decode.parts import Parts
 from decode.remote_prefill import RemotePrefill
 from decode.request import DecodeRequest
-from engine.block_allocator import OutOfBlocks
-from engine.engine import Engine
-from engine.loop import ABORT_TIMEOUT_S, EngineLoop
+from decode.reservation import Reservation
+from engine.ending import Ending
+from engine.loop import ABORT_TIMEOUT_S
 from engine.sequence import SequenceUpdate
-from kvtransfer.landing import SlotState
-from kvtransfer.receiver import Receiver
 from protocol import cluster_pb2
-from protocol.errors import InvalidRequest, Overloaded, ServalError
-from protocol.ids import BlockId, Incarnation
+from protocol.errors import InvalidRequest, ServalError
 from protocol.lifecycle import Event
 from protocol.outcomes import Outcome
-from telemetry.metrics import Metrics
-from telemetry.tracing import Tracing
 from worker.wire import OUTCOME_OF, logprobs_to_proto
 
 logger = logging.getLogger(__name__)
-
-ATTEMPT = 1
-"""A request makes one remote attempt; what fails is computed here. The router's retry elsewhere is a new request to us."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What all requests of a worker share."""
-
-    incarnation: Incarnation
-    engine: Engine
-    engine_loop: EngineLoop
-    receiver: Receiver
-    peers: PrefillPeers
-    quarantine: Quarantine
-    line: AdmissionLine
-    config: DecodeConfig
-    metrics: Metrics
-    tracing: Tracing
 
 
 class Flow:
@@ -64,7 +36,7 @@ class Flow:
         self._sequence = request.sequence
         self._remote: RemotePrefill | None = None
         self._settling: asyncio.Task[None] | None = None
-        self._local_reason: str | None = None
+        self._reservation = Reservation(request, parts)
         self._in_engine = False
         self._engine_end: asyncio.Future[SequenceUpdate] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
@@ -91,19 +63,20 @@ class Flow:
             request.decode_started_at = now
         if update.token_ids:
             request.lifecycle.advance(Event.TOKENS if request.lifecycle.can(Event.TOKENS) else Event.FIRST_TOKEN)
-        ended = self._ended_by(update)
+        ended = None
+        # Whoever asked for an abort says why it ended.
+        if update.finish is not None and update.finish != "aborted":
+            ended = self._ended_by(Ending(update.sequence, update.finish, update.error))
         if not update.token_ids and ended is None:
             return None
-        return request.output(update.token_ids, logprobs_to_proto(update.logprobs), ended)
+        logprobs, prompt_logprobs = logprobs_to_proto(update.logprobs), logprobs_to_proto(update.prompt_logprobs)
+        return request.output(update.token_ids, logprobs, ended, prompt_logprobs)
 
-    def _ended_by(self, update: SequenceUpdate) -> cluster_pb2.Ended | None:
-        """None for an update that is not the last, and for an abort: whoever asked for it says why."""
-        if update.finish is None or update.finish == "aborted":
-            return None
+    def _ended_by(self, ending: Ending) -> cluster_pb2.Ended:
         self.request.lifecycle.advance(Event.END)
-        if update.error is not None:
-            return self.request.ended(update.error.outcome, str(update.error))
-        return self.request.ended(OUTCOME_OF[update.finish])
+        if ending.error is not None:
+            return self.request.ended(ending.error.outcome, str(ending.error))
+        return self.request.ended(OUTCOME_OF[ending.finish])
 
     # ---- the way
 
@@ -123,66 +96,25 @@ class Flow:
             self._end(Outcome.INTERNAL, "internal error at the decode worker")
 
     async def _go(self) -> None:
-        await self._parts.line.enter(self._reserve)
         request = self.request
+        if self._sequence.output:  # an answer that goes on may have lost nothing but its end
+            await self._prepare()
+            if (ending := self._parts.engine.ending(self._sequence)) is not None:
+                request.link.send([request.output([], [], self._ended_by(ending))])
+                return
+        await self._parts.line.enter(self._reservation.attempt)
         request.lifecycle.advance(Event.RESERVED)
         request.timings.queue_s = time.monotonic() - request.arrived_at
         if request.lease is None or not await self._prefill_remotely():
-            self._prefill_here()
+            await self._prefill_here()
         if self._in_engine:  # not when the first token was the last
             # Not the future itself: a cancelled waiter would cancel it, and `clean_up` asks it whether the engine has let go.
             await asyncio.wait({self._engine_end})
 
-    # ---- admission
-
-    def _reserve(self) -> bool:
-        """An admission attempt: KV blocks for the whole prompt, and a landing slot where the prompt is to come from elsewhere."""
-        kv, sequence, request = self._parts.engine.kv_cache, self._sequence, self.request
-        total = kv.blocks_for(len(sequence.prompt)) + self._parts.config.headroom_blocks
-        if total > kv.num_blocks:
-            raise InvalidRequest(
-                f"a prompt of {len(sequence.prompt)} tokens needs {total} KV blocks; there are {kv.num_blocks}"
-            )
-        cached, cached_tokens = kv.match_prefix(sequence.prompt, again=sequence.looked_up)
-        sequence.looked_up = True
-        try:
-            sequence.take([*cached, *kv.allocate(total - len(cached), after=cached[-1] if cached else None)])
-        except OutOfBlocks:
-            kv.release(cached)
-            return False
-        sequence.num_computed = request.cached_tokens = cached_tokens
-        self._local_reason = self._reason_to_prefill_here(len(cached))
-        if self._local_reason is None and not self._reserve_landing(len(cached)):
-            kv.release(sequence.give_up_blocks())
-            return False
-        return True
-
-    def _reason_to_prefill_here(self, cached_blocks: int) -> str | None:
-        if self.request.prefill is None:
-            return "no_prefill_worker"
-        if len(self._sequence.prompt) - self._sequence.num_computed <= self._parts.config.local_prefill_max_tokens:
-            return "short"
-        if self._prompt_blocks - cached_blocks > self._parts.receiver.max_blocks:
-            return "landing_too_small"
-        return None
-
-    def _reserve_landing(self, first_block: int) -> bool:
-        """False: no slot is free now. All in quarantine: none will be soon, so compute here."""
-        request, receiver = self.request, self._parts.receiver
-        assert request.prefill is not None
-        blocks = [BlockId(block) for block in self._sequence.blocks[first_block : self._prompt_blocks]]
-        try:
-            request.lease = receiver.reserve(request.request_id, ATTEMPT, Incarnation(request.prefill.incarnation), blocks)
-        except Overloaded:
-            states = receiver.blocks_by_state()
-            if any(states[state] for state in (SlotState.LEASED, SlotState.QUIESCING, SlotState.PUMPING)):
-                return False
-            self._local_reason = "landing_quarantined"
-        return True
-
-    @property
-    def _prompt_blocks(self) -> int:
-        return self._parts.engine.kv_cache.blocks_for(len(self._sequence.prompt))
+    async def _prepare(self) -> None:
+        """Not on the event loop: a grammar may take long to compile, and others wait for their tokens."""
+        if self._sequence.params.grammar and self._sequence.matcher is None:
+            await asyncio.to_thread(self._parts.engine.prepare, self._sequence)
 
     # ---- prefill elsewhere
 
@@ -195,6 +127,7 @@ class Flow:
         request.lifecycle.advance(Event.PREFILL_CALLED)
         remote.start(self._prefill_request())
         try:
+            await self._prepare()  # while the prompt is computed
             self._take_first_token(await remote.first_token(), remote)
             if request.lifecycle.has_ended:
                 return True
@@ -204,7 +137,7 @@ class Flow:
         except ServalError as error:
             logger.warning("request %s: %s; computing the prompt here", request.request_id, error)
             parts.metrics.kv_transfer_failures.of(reason=str(error.outcome)).inc()
-            self._local_reason = "prefill_failed"
+            self._reservation.local_reason = "prefill_failed"
             self._settle()
             request.lifecycle.advance(Event.PREFILL_LOST)
             return False
@@ -214,7 +147,10 @@ class Flow:
         timings.transfer_bytes = landed.bytes
         parts.metrics.kv_transfer_exposed.of().observe(timings.transfer_exposed_s)
         self._settle()
-        self._sequence.num_computed = len(self._sequence.prompt)
+        sequence = self._sequence
+        sequence.num_computed = sequence.num_given
+        # Siblings and the next turn find the prompt now, not when this answer has ended.
+        parts.engine.kv_cache.commit(sequence.tokens, sequence.blocks, sequence.num_computed)
         request.lifecycle.advance(Event.KV_COMPLETE)
         self._to_engine()
         return True
@@ -224,10 +160,11 @@ class Flow:
         assert request.prefill is not None and request.lease is not None
         return cluster_pb2.PrefillRequest(
             request_id=request.request_id,
-            attempt=ATTEMPT,
+            attempt=request.attempt,
             decode_incarnation=self._parts.incarnation,
             prefill_incarnation=request.prefill.incarnation,
-            prompt=self._sequence.prompt,
+            prompt=self._sequence.tokens,
+            output_tokens=len(self._sequence.output),
             sampling=self._sequence.params.to_proto(),
             first_block=self._sequence.num_computed // self._parts.engine.kv_cache.block_size,
             lease=request.lease.to_proto(),
@@ -239,24 +176,25 @@ class Flow:
         """Sends the first token on at once: the client does not wait for the transfer. It may also be the last."""
         request, sequence = self.request, self._sequence
         request.timings.prefill_s = first.prefill_s
+        request.timings.prefill_busy_s = first.busy_s
         if remote.started is not None:
             request.timings.prefill_queue_s = remote.started.queue_s
             request.cached_tokens = max(request.cached_tokens, remote.started.cached_tokens)
         request.lifecycle.advance(Event.FIRST_TOKEN)
         sequence.append(first.token_id)
-        finish = self._parts.engine.finish_reason(sequence)
+        ending = self._parts.engine.ending(sequence)
+        if ending is not None and ending.error is not None:
+            raise ending.error
+        ended = None if ending is None else self._ended_by(ending)
         logprobs = [first.logprobs] if first.HasField("logprobs") else []
-        if finish is None:
-            request.link.send([request.output([first.token_id], logprobs)])
-            return
-        request.lifecycle.advance(Event.END)
-        request.link.send([request.output([first.token_id], logprobs, request.ended(OUTCOME_OF[finish]))])
+        request.link.send([request.output([first.token_id], logprobs, ended, first.prompt_logprobs)])
 
     # ---- here
 
-    def _prefill_here(self) -> None:
+    async def _prefill_here(self) -> None:
         request = self.request
-        self._parts.metrics.local_prefills.of(reason=self._local_reason or "unknown").inc()
+        await self._prepare()
+        self._parts.metrics.local_prefills.of(reason=self._reservation.local_reason or "unknown").inc()
         request.lifecycle.advance(Event.PREFILL_CHOSEN_LOCALLY)
         request.timings.prefilled_locally = True
         self._to_engine()

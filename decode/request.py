@@ -15,6 +15,9 @@ from telemetry import span_names
 from telemetry.tracing import Span, TraceContext, Tracing, Value
 from worker.router_link import RouterLink
 
+ATTEMPT = 1
+"""A request makes one remote attempt; what fails is computed here. The router's retry elsewhere is a new request to us."""
+
 
 @dataclass(eq=False)
 class DecodeRequest:
@@ -28,6 +31,7 @@ class DecodeRequest:
     deadline: float
     """time.monotonic() at which the request is over."""
     span: Span
+    attempt: int = ATTEMPT
     lifecycle: Lifecycle = field(default_factory=lambda: Lifecycle(Role.DECODE))
     lease: Lease | None = None
     cached_tokens: int = 0
@@ -42,25 +46,33 @@ class DecodeRequest:
     def from_submit(cls, link: RouterLink, submit: cluster_pb2.Submit, key: str, tracing: Tracing) -> "DecodeRequest":
         """`key` names the sequence to the engine; request ids come from clients and may repeat."""
         params = SamplingParams.from_proto(submit.sampling, default_max_tokens=16)
+        begin = len(submit.prompt) - submit.output_tokens
         return cls(
             link=link,
             number=RequestNumber(submit.request),
             request_id=RequestId(submit.request_id),
-            sequence=Sequence(request_id=key, prompt=list(submit.prompt), params=params),
+            sequence=Sequence(key, list(submit.prompt[:begin]), params, output=list(submit.prompt[begin:])),
             prefill=submit.prefill if submit.HasField("prefill") else None,
             deadline=time.monotonic() + submit.timeout_s,
             span=tracing.start(span_names.DECODE, TraceContext(submit.traceparent, submit.tracestate)),
         )
 
     def output(
-        self, token_ids: Iterable[int], logprobs: Iterable[serval_pb2.TokenLogprobs], ended: cluster_pb2.Ended | None = None
+        self,
+        token_ids: Iterable[int],
+        logprobs: Iterable[serval_pb2.TokenLogprobs],
+        ended: cluster_pb2.Ended | None = None,
+        prompt_logprobs: Iterable[serval_pb2.TokenLogprobs] = (),
     ) -> cluster_pb2.RequestOutput:
-        return cluster_pb2.RequestOutput(request=self.number, token_ids=token_ids, logprobs=logprobs, ended=ended)
+        return cluster_pb2.RequestOutput(
+            request=self.number, token_ids=token_ids, logprobs=logprobs, ended=ended, prompt_logprobs=prompt_logprobs
+        )
 
     def ended(self, outcome: Outcome, message: str = "") -> cluster_pb2.Ended:
         """The last word on this request; said once."""
         if self.decode_started_at is not None:
             self.timings.decode_s = time.monotonic() - self.decode_started_at
+        self._fill_busy_times()
         self.span.end(outcome, self._figures() if self.span.is_recording else None)
         return cluster_pb2.Ended(outcome=str(outcome), message=message, cached_tokens=self.cached_tokens, timings=self.timings)
 
@@ -79,3 +91,11 @@ class DecodeRequest:
             span_names.TRANSFER_EXPOSED_S: timings.transfer_exposed_s,
             span_names.TRANSFER_BYTES: timings.transfer_bytes,
         }
+
+    def _fill_busy_times(self) -> None:
+        """A prompt that was computed here took this engine's time up to the first token; what a lost prefill worker spent on it
+        before its first token is not known."""
+        timings, sequence = self.timings, self.sequence
+        here_s = sequence.prefill_busy_s if timings.prefilled_locally else 0.0
+        timings.prefill_busy_s += here_s
+        timings.decode_busy_s = sequence.busy_s - here_s

@@ -6,7 +6,8 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable
 
-from decode.flow import Flow, Parts
+from decode.flow import Flow
+from decode.parts import Parts
 from decode.request import DecodeRequest
 from engine.sequence import SequenceUpdate
 from protocol import cluster_pb2

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from decode.admission import AdmissionLine
 from decode.config import DecodeConfig
-from decode.flow import Parts
+from decode.parts import Parts
 from decode.prefill_client import PrefillPeers
 from decode.quarantine import Quarantine
 from decode.requests import Requests
@@ -52,7 +52,7 @@ class DecodeWorker:
         def publish(updates: Iterable[SequenceUpdate]) -> None:
             loop.call_soon_threadsafe(requests.on_updates, updates)
 
-        peers = PrefillPeers(_introduction(node, receiver), self._config.connect_timeout_s)
+        peers = PrefillPeers(_introduction(node, receiver), self._config.connect_timeout_s, spec.tls)
         line = AdmissionLine(self._config.max_waiting)
         quarantine = Quarantine(receiver, peers, self._config, on_freed=line.advance)
         parts = self._parts = Parts(

@@ -5,6 +5,8 @@ import threading
 import time
 from collections import deque
 from ctypes import CDLL
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,17 +14,22 @@ import torch
 from engine.attention.sdpa import SdpaAttention, Shape
 from engine.batch import Batch
 from engine.config import EngineConfig
+from engine.ending import Ending, ending_of
+from engine.grammar import Grammars
 from engine.kv_cache import KVCache
 from engine.kv_pool import KVPool
+from engine.logprobs import TokenLogprobs
 from engine.models.checkpoint import Checkpoint, Progress
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.llama import LlamaModel, OnLayer
 from engine.native.decoder import why_not
 from engine.native.library import load_library
 from engine.placement import choose_device, choose_dtype, choose_max_model_len, count_blocks
+from engine.prompt_logprobs import score_prompts
 from engine.sampler import Sampler
-from engine.scheduler import Ending, Schedule, Scheduler
-from engine.sequence import FinishReason, Sequence, SequenceUpdate, TokenLogprobs
+from engine.scheduler import Schedule, Scheduler
+from engine.sequence import Sequence, SequenceUpdate
+from engine.step_metrics import StepMetrics
 from protocol.errors import InvalidRequest, ServalError
 from telemetry.metrics import Metrics
 
@@ -45,6 +52,7 @@ class Engine:
         model: LlamaModel,
         pool: KVPool,
         config: EngineConfig,
+        grammars: Grammars,
         metrics: Metrics,
         *,
         max_model_len: int,
@@ -61,9 +69,10 @@ class Engine:
         """Forward passes so far."""
         shape = model.config
         self._attention = SdpaAttention(pool, Shape(shape.num_heads, shape.num_kv_heads, shape.head_dim))
-        self._sampler = Sampler(shape.eos_token_ids)
+        self._grammars = grammars
+        self._sampler = Sampler(shape.eos_token_ids, grammars)
         self._scheduler = Scheduler(self.kv_cache, max_batch_tokens=config.max_batch_tokens, max_sequences=config.max_sequences)
-        self._metrics = metrics
+        self._metrics = StepMetrics(metrics, self.kv_cache)
         self._inbox: deque[Sequence | str] = deque()
         self._release_lock = threading.Lock()
         self._endings: list[Ending] = []
@@ -99,7 +108,8 @@ class Engine:
             dtype=dtype,
             device=device,
         )
-        return cls(model, pool, config, metrics, max_model_len=max_model_len, on_layer=on_layer)
+        grammars = Grammars(folder / "tokenizer.json", shape.vocab_size, shape.eos_token_ids, metrics, threads=config.threads)
+        return cls(model, pool, config, grammars, metrics, max_model_len=max_model_len, on_layer=on_layer)
 
     @property
     def model_config(self) -> ModelConfig:
@@ -121,8 +131,13 @@ class Engine:
 
     # ---- from any thread
 
+    def prepare(self, sequence: Sequence) -> None:
+        """Compiles its grammar: what may take longer than an event loop should stand still. Raises InvalidRequest."""
+        if sequence.params.grammar and sequence.matcher is None:
+            sequence.matcher = self._grammars.matcher(sequence.params.grammar)
+
     def submit(self, sequence: Sequence) -> None:
-        """Hands a sequence over (see Sequence). Raises InvalidRequest when it can never be computed."""
+        """Hands a sequence over (see Sequence), prepared or not. Raises InvalidRequest when it can never be computed."""
         if not sequence.tokens:
             raise InvalidRequest("the prompt is empty", "prompt")
         if len(sequence.prompt) >= self.max_model_len:
@@ -130,8 +145,11 @@ class Engine:
                 f"the prompt has {len(sequence.prompt)} tokens, the context holds {self.max_model_len} with the answer",
                 "prompt",
             )
+        if sequence.num_computed and sequence.wants_prompt_logprobs:
+            raise InvalidRequest("prompt_logprobs come of computing the whole prompt here", "prompt_logprobs")
         if sequence.num_remaining < 1 or len(sequence.blocks) < self.kv_cache.blocks_for(sequence.num_computed):
             raise InvalidRequest("a sequence must hold the blocks of its computed tokens and leave at least one to compute")
+        self.prepare(sequence)
         self._inbox.append(sequence)
         self.wakeup.set()
 
@@ -163,7 +181,8 @@ class Engine:
         with torch.inference_mode():
             schedule = self._schedule()
             updates = self._publish(self._run(schedule, started_s))
-        self._observe(schedule, time.monotonic() - started_s)
+        step_s = time.monotonic() - started_s
+        self._metrics.observe(schedule, started_s, step_s, self.num_running, self.num_waiting)
         return updates
 
     def fail(self, error: Exception) -> list[SequenceUpdate]:
@@ -194,7 +213,9 @@ class Engine:
             if span.sequence.started_s is None:
                 span.sequence.started_s = now_s
         self._batch = batch = Batch(schedule.spans, self.pool.block_size, self.model.device)
-        logits = self.model.forward(batch, self.pool, self._attention, self.on_layer)
+        scores = any(span.sequence.wants_prompt_logprobs for span in batch.spans)
+        on_hidden = partial(score_prompts, self.model, batch) if scores else None
+        logits = self.model.forward(batch, self.pool, self._attention, self.on_layer, on_hidden)
         self.steps += 1
         if logits is None:
             return _Result(batch, [], [])
@@ -208,43 +229,44 @@ class Engine:
             self._mark_computed(span.sequence, span.end)
         now_s = time.monotonic()
         for sequence, token_id, logprobs in zip(result.batch.sampled, result.tokens, result.logprobs, strict=True):
-            sequence.append(token_id)
             if sequence.first_token_s is None:
                 sequence.first_token_s = now_s
-            finish = self.finish_reason(sequence)
-            if finish is not None:
-                self._scheduler.remove(sequence)
-            shown = () if logprobs is None else (logprobs,)
-            updates.append(SequenceUpdate(sequence.request_id, sequence, (token_id,), shown, finish))
+            updates.append(self._take_token(sequence, token_id, logprobs))
         self._batch = None
         return updates
 
+    def _take_token(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> SequenceUpdate:
+        prompt_logprobs = tuple(sequence.prompt_logprobs) if sequence.wants_prompt_logprobs else ()
+        sequence.append(token_id)
+        shown = () if logprobs is None else (logprobs,)
+        update = SequenceUpdate(sequence.request_id, sequence, (token_id,), shown, prompt_logprobs)
+        ending = self.ending(sequence)
+        if ending is None:
+            return update
+        self._scheduler.remove(sequence)
+        if ending.error is not None:  # a token that leaves the grammar is nobody's
+            return SequenceUpdate(sequence.request_id, sequence, finish=ending.finish, error=ending.error)
+        return replace(update, finish=ending.finish)
+
     def _mark_computed(self, sequence: Sequence, num_computed: int) -> None:
-        prompt = len(sequence.prompt)
-        completed_prompt = sequence.num_computed < prompt <= num_computed
+        completed_given = sequence.num_computed < sequence.num_given <= num_computed
         sequence.num_computed = num_computed
-        if completed_prompt:
+        if completed_given:
             self.kv_cache.commit(sequence.tokens, sequence.blocks, num_computed)
 
-    def finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        """Whether its last token ended the answer, and how; for a sequence with at least one answer token."""
-        params, last = sequence.params, sequence.output[-1]
-        is_end = last in params.stop_token_ids or (not params.ignore_eos and last in self.model_config.eos_token_ids)
-        if is_end and len(sequence.output) >= params.min_tokens:
-            return "stop"
-        if len(sequence.output) >= params.max_tokens or len(sequence.tokens) >= self.max_model_len:
-            return "length"
-        return None
+    def ending(self, sequence: Sequence) -> Ending | None:
+        """Whether its last token ended the answer, and how; for a prepared sequence with at least one answer token."""
+        return ending_of(sequence, self.model_config.eos_token_ids, self.max_model_len)
 
     def _read_inbox(self) -> None:
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, Sequence):
-                finish = self.finish_reason(item) if item.output else None
-                if finish is None:
+                ending = self.ending(item) if item.output else None
+                if ending is None:
                     self._scheduler.add(item)
                 else:
-                    self._endings.append(Ending(item, finish))
+                    self._endings.append(ending)
             elif (sequence := self._scheduler.find(item)) is not None:
                 self._scheduler.remove(sequence)
                 self._endings.append(Ending(sequence, "aborted"))
@@ -258,20 +280,6 @@ class Engine:
 
     def _everyone(self) -> list[Sequence]:
         return [*self._scheduler.running, *self._scheduler.waiting]
-
-    def _observe(self, schedule: Schedule, step_s: float) -> None:
-        metrics, cache = self._metrics, self.kv_cache
-        metrics.requests_running.of().set(self.num_running)
-        metrics.requests_waiting.of().set(self.num_waiting)
-        metrics.kv_cache_usage.of().set(cache.usage)
-        for state, count in (("free", cache.num_free), ("cached", cache.num_cached), ("held", cache.num_held)):
-            metrics.kv_blocks.of(state=state).set(count)
-        if schedule.preemptions:
-            metrics.preemptions.of().inc(schedule.preemptions)
-        if schedule.spans:
-            metrics.engine_steps.of().inc()
-            metrics.engine_step_time.of().observe(step_s)
-            metrics.engine_batch_tokens.of().observe(sum(span.length for span in schedule.spans))
 
 
 def _native_kernels(config: EngineConfig, shape: ModelConfig, dtype: torch.dtype, device: torch.device) -> CDLL | None:

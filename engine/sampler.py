@@ -1,4 +1,4 @@
-"""From logits to tokens. Order of the rules as in vLLM: bias and bans, penalties, temperature, min_p, top_k, top_p.
+"""From logits to tokens. Order of the rules as in vLLM: grammar, bias and bans, penalties, temperature, min_p, top_k, top_p.
 
 Every rule ends in a threshold on the logits, and the draw walks the kept tokens in vocabulary order, so that a token never
 depends on how a sort breaks ties or on what else is in the batch.
@@ -10,7 +10,9 @@ from collections.abc import Sequence as SequenceOf
 import torch
 
 from engine.draws import uniform
-from engine.sequence import Sequence, TokenLogprobs
+from engine.grammar import Grammars
+from engine.logprobs import TokenLogprobs, token_logprobs
+from engine.sequence import Sequence
 from protocol.sampling import SamplingParams
 
 NUCLEUS_CANDIDATES = 256
@@ -22,8 +24,10 @@ MINUS_INFINITY = float("-inf")
 class Sampler:
     """Draws one token per sequence. Stateless: everything follows from the sequence's tokens, its parameters and its position."""
 
-    def __init__(self, eos_token_ids: frozenset[int]) -> None:
+    def __init__(self, eos_token_ids: frozenset[int], grammars: Grammars | None = None) -> None:
+        """`grammars`: where the sequences' matchers come from; without it there are none."""
         self._eos_token_ids = eos_token_ids
+        self._grammars = grammars
 
     def sample(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> tuple[list[int], list[TokenLogprobs | None]]:
         """`logits` [sequences, vocab_size], in any float format; not changed."""
@@ -34,6 +38,7 @@ class Sampler:
         adjusted_rows = [row for row, sequence in enumerate(sequences) if self._is_adjusted(sequence)]
         if adjusted_rows:
             logits = logits.float().clone() if logits.dtype == torch.float32 else logits.float()
+            self._keep_to_grammars_(logits, sequences)
             for row in adjusted_rows:
                 self._adjust_(logits[row], sequences[row])
         random_rows = [row for row, sequence in enumerate(sequences) if not sequence.params.is_greedy]
@@ -48,12 +53,32 @@ class Sampler:
     def _is_adjusted(self, sequence: Sequence) -> bool:
         params = sequence.params
         return bool(
-            params.logit_bias
+            sequence.matcher
+            or params.logit_bias
             or params.repetition_penalty != 1.0
             or params.presence_penalty
             or params.frequency_penalty
             or len(sequence.output) < params.min_tokens
         )
+
+    def _keep_to_grammars_(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> None:
+        """Bans in place what no grammar allows next. An answer that has left its grammar already is let be: it ends."""
+        matchers = [(row, s.matcher) for row, s in enumerate(sequences) if s.matcher is not None and s.matcher.error is None]
+        if not matchers or self._grammars is None:
+            return
+        biases = self._grammars.biases([matcher for _, matcher in matchers], logits.device)
+        for (row, _), bias in zip(matchers, biases, strict=True):
+            self._ban_ends_(bias, sequences[row])
+            logits[row] += bias
+
+    def _ban_ends_(self, bias: torch.Tensor, sequence: Sequence) -> None:
+        """An answer that ignores its end, or is too short for it, goes on while its grammar allows anything else."""
+        params, is_short = sequence.params, len(sequence.output) < sequence.params.min_tokens
+        if is_short or params.ignore_eos:
+            ends = sorted({*self._eos_token_ids, *(params.stop_token_ids if is_short else ())})
+            going_on = bias.index_fill(0, torch.tensor(ends, dtype=torch.long, device=bias.device), MINUS_INFINITY)
+            if bool((going_on == 0.0).any()):
+                bias.copy_(going_on)
 
     def _adjust_(self, row: torch.Tensor, sequence: Sequence) -> None:
         """Changes one sequence's logits [vocab_size] in place."""
@@ -62,7 +87,7 @@ class Sampler:
         if params.logit_bias:
             biased = torch.tensor(list(params.logit_bias), device=device)
             row[biased] += torch.tensor(list(params.logit_bias.values()), dtype=row.dtype, device=device)
-        if len(sequence.output) < params.min_tokens:
+        if len(sequence.output) < params.min_tokens and sequence.matcher is None:
             banned = {*params.stop_token_ids, *(() if params.ignore_eos else self._eos_token_ids)}
             row[torch.tensor(sorted(banned), dtype=torch.long, device=device)] = MINUS_INFINITY
         if params.repetition_penalty != 1.0:
@@ -135,16 +160,10 @@ def _keep(logits: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
 def _logprobs(logits: torch.Tensor, tokens: list[int], params: list[SamplingParams]) -> list[TokenLogprobs | None]:
     result: list[TokenLogprobs | None] = [None] * len(tokens)
     rows = [row for row, p in enumerate(params) if p.logprobs is not None]
-    if not rows:
-        return result
-    values = torch.log_softmax(logits[rows].float(), dim=-1)
-    widest = max(params[row].logprobs or 0 for row in rows)
-    top_values, top_ids = (part.tolist() for part in values.topk(min(widest, values.shape[-1]), dim=-1))
-    chosen = values.gather(1, torch.tensor([[tokens[row]] for row in rows], device=values.device)).squeeze(1).tolist()
-    for index, row in enumerate(rows):
-        count = params[row].logprobs or 0
-        top = tuple(zip(top_ids[index][:count], top_values[index][:count], strict=True))
-        result[row] = TokenLogprobs(tokens[row], chosen[index], top)
+    if rows:
+        found = token_logprobs(logits[rows], [tokens[row] for row in rows], [params[row].logprobs or 0 for row in rows])
+        for row, one in zip(rows, found, strict=True):
+            result[row] = one
     return result
 
 

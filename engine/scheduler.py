@@ -8,18 +8,10 @@ from dataclasses import dataclass, field
 
 from engine.batch import Span
 from engine.block_allocator import OutOfBlocks
+from engine.ending import Ending
 from engine.kv_cache import KVCache
-from engine.sequence import FinishReason, Sequence
-from protocol.errors import Overloaded, ServalError
-
-
-@dataclass(frozen=True)
-class Ending:
-    """A sequence that ends without being computed further."""
-
-    sequence: Sequence
-    finish: FinishReason
-    error: ServalError | None = None
+from engine.sequence import Sequence
+from protocol.errors import Overloaded
 
 
 @dataclass(frozen=True)
@@ -110,7 +102,10 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence) -> bool:
         """Takes the blocks of all its known tokens, as many as possible from the prefix cache."""
-        cached, num_cached = self._kv_cache.match_prefix(sequence.tokens, again=sequence.looked_up)
+        cached: list[int] = []
+        num_cached = 0
+        if not sequence.wants_prompt_logprobs:  # these come of computing the whole prompt
+            cached, num_cached = self._kv_cache.match_prefix(sequence.tokens, again=sequence.looked_up)
         sequence.looked_up = True
         wanted = self._kv_cache.blocks_for(len(sequence.tokens)) - len(cached)
         try:

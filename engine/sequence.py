@@ -4,6 +4,8 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Literal
 
+from engine.grammar import Matcher
+from engine.logprobs import TokenLogprobs
 from protocol.errors import ServalError
 from protocol.sampling import SamplingParams
 
@@ -16,7 +18,8 @@ class Sequence:
 
     Submit it with nothing (the engine looks up the prefix cache and allocates), or with `blocks` reserved by the submitter and
     `num_computed` tokens whose KV they hold already: a cached beginning, or a whole prompt that was transferred, with
-    `output` the tokens known beyond the prompt. At least one known token must be left to compute.
+    `output` the tokens of the answer that are known already: `params` count them as answer, and nothing tells an answer that goes
+    on from one that was never interrupted. At least one known token must be left to compute.
     The submitter calls `Engine.release` exactly once, after the final update; the engine never frees an ended sequence's blocks.
     """
 
@@ -39,9 +42,19 @@ class Sequence:
     looked_up: bool = field(default=False, init=False)
     """Whether the prefix cache was asked for it, so that repeated look-ups are counted once."""
     released: bool = field(default=False, init=False)
+    matcher: Matcher | None = field(default=None, init=False)
+    """Where the answer stands in `params.grammar`; made by Engine.prepare."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list, init=False)
+    """Where asked for, one per prompt token computed so far. The first, which nothing precedes, has 0 and no top."""
+    busy_s: float = field(default=0.0, init=False)
+    """Its share of the engine's time: each step's, split over its sequences by their tokens."""
+    prefill_busy_s: float = field(default=0.0, init=False)
+    """The part of `busy_s` up to the first token sampled here."""
 
     def __post_init__(self) -> None:
         self.tokens: list[int] = [*self.prompt, *self.output]
+        self.num_given = len(self.tokens)
+        """Tokens known at submission."""
         self.cached_tokens = self.num_computed
         self._check_contiguous(0)
 
@@ -49,6 +62,11 @@ class Sequence:
     def num_remaining(self) -> int:
         """Known tokens whose KV is not computed."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """They go out with the answer's first token: whoever has one has them."""
+        return self.params.prompt_logprobs is not None and not self.output
 
     def take(self, blocks: list[int]) -> None:
         """Appends blocks."""
@@ -74,16 +92,6 @@ class Sequence:
 
 
 @dataclass(frozen=True)
-class TokenLogprobs:
-    """Log-probabilities before any penalty, bias or temperature, as in OpenAI's API."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-    """The likeliest tokens and their log-probabilities, likeliest first."""
-
-
-@dataclass(frozen=True)
 class SequenceUpdate:
     """What one step did to one sequence. The update with `finish` is its last."""
 
@@ -92,6 +100,8 @@ class SequenceUpdate:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One per token where the request asked for them, else empty."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """With the first token of an answer whose request asked for them, one per prompt token."""
     finish: FinishReason | None = None
     error: ServalError | None = None
     """Set when `finish` is "error"."""

@@ -30,6 +30,8 @@ class Job:
     transfer: Transfer | None = None
     transfer_span: Span = NO_SPAN
     refused: ServalError | None = None
+    is_aborted: bool = False
+    """The decode worker no longer wants it: where the engine has not got it yet, it must not."""
 
     @property
     def decode_incarnation(self) -> Incarnation:

@@ -20,9 +20,10 @@ from kvtransfer.transfer import SendResult
 from prefill.config import PrefillConfig
 from prefill.job import Job
 from protocol import cluster_pb2
-from protocol.errors import InvalidRequest, Overloaded, ServalError, Unavailable
+from protocol.errors import InvalidRequest, Overloaded, ServalError, TransferAborted, Unavailable
 from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
 from protocol.lifecycle import Event, State
+from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
 from telemetry import span_names
 from telemetry.tracing import TraceContext, Tracing
@@ -74,6 +75,12 @@ class Jobs:
         """The events of one prompt. Closing the iterator early aborts the job and its lease."""
         job = self._accept(request)
         try:
+            await self._submit(job)
+        except BaseException as error:
+            job.span.end(error.outcome if isinstance(error, ServalError) else Outcome.CANCELLED)
+            self._forget(job)
+            raise
+        try:
             # Shielded: a call that is cancelled would cancel the future, and `_clean_up` asks it whether the engine has let go.
             update = await asyncio.shield(job.computed)
             if update.finish == "error" or not update.token_ids:
@@ -99,6 +106,7 @@ class Jobs:
         answer = self._sender.abort(Incarnation(request.decode_incarnation), LeaseId(request.lease_id))
         for job in self._by_key.values():
             if (job.decode_incarnation, job.lease_id) == (request.decode_incarnation, request.lease_id):
+                job.is_aborted = True
                 self._abort_compute(job)
         try:
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(answer)), self._config.abort_timeout_s)
@@ -133,10 +141,8 @@ class Jobs:
         job.cached_tokens = start
         self._loop.call_soon_threadsafe(_mark_started, job)
         request, sequence = job.request, job.sequence
-        blocks = [
-            BlockId(block)
-            for block in sequence.blocks[request.first_block : self._engine.kv_cache.blocks_for(len(sequence.prompt))]
-        ]
+        end_block = self._engine.kv_cache.blocks_for(sequence.num_given)
+        blocks = [BlockId(block) for block in sequence.blocks[request.first_block : end_block]]
         try:
             job.transfer = self._sender.open(
                 RequestId(request.request_id), request.attempt, job.decode_incarnation, _rest_of_lease(job), blocks
@@ -147,8 +153,8 @@ class Jobs:
             job.transfer_span = self._tracing.start(span_names.KV_TRANSFER, job.span.context, kind="internal")
 
     def _blocks_ready(self, job: Job, end: int) -> int:
-        """Blocks of the transfer that are complete when tokens [0, end) are: whole ones, and at the prompt's end also its last."""
-        is_last = end >= len(job.sequence.prompt)
+        """Blocks of the transfer that are complete when tokens [0, end) are: whole ones, and where that is all also the last."""
+        is_last = end >= job.sequence.num_given
         blocks = self._engine.kv_cache.blocks_for(end) if is_last else end // self._engine.kv_cache.block_size
         return max(0, blocks - job.request.first_block)
 
@@ -168,22 +174,26 @@ class Jobs:
             raise InvalidRequest(
                 f"the prompt needs {needed} KV blocks; this worker has {self._engine.kv_cache.num_blocks}", "prompt"
             )
-        params = replace(SamplingParams.from_proto(request.sampling, default_max_tokens=1), max_tokens=1)
         key = f"{request.decode_incarnation:x}:{request.lease.lease_id}"
         if key in self._by_key:
             raise InvalidRequest(f"lease {request.lease.lease_id} is in use", "lease")
-        sequence = Sequence(request_id=key, prompt=list(request.prompt), params=params)
         span = self._tracing.start(span_names.PREFILL, TraceContext(request.traceparent, request.tracestate))
-        job = self._by_key[key] = Job(request, sequence, span, computed=self._loop.create_future())
-        assert self._engine_loop is not None
-        try:
-            self._engine_loop.submit(sequence)
-        except ServalError as error:
-            del self._by_key[key]
-            span.end(error.outcome)
-            raise
+        job = self._by_key[key] = Job(request, _sequence(key, request), span, computed=self._loop.create_future())
         self._idle.clear()
         return job
+
+    async def _submit(self, job: Job) -> None:
+        assert self._engine_loop is not None
+        if job.sequence.params.grammar:  # may take long to compile, and others wait for their calls
+            await asyncio.to_thread(self._engine.prepare, job.sequence)
+        if job.is_aborted:
+            raise TransferAborted("the decode worker ended the lease")
+        self._engine_loop.submit(job.sequence)
+
+    def _forget(self, job: Job) -> None:
+        del self._by_key[job.sequence.request_id]
+        if not self._by_key:
+            self._idle.set()
 
     def _first_token(self, job: Job, update: SequenceUpdate) -> cluster_pb2.PrefillEvent:
         logprobs = logprobs_to_proto(update.logprobs)
@@ -192,6 +202,8 @@ class Jobs:
                 token_id=update.token_ids[0],
                 logprobs=logprobs[0] if logprobs else None,
                 prefill_s=time.monotonic() - job.started_at,
+                prompt_logprobs=logprobs_to_proto(update.prompt_logprobs),
+                busy_s=update.sequence.busy_s,
             )
         )
 
@@ -235,9 +247,7 @@ class Jobs:
         job.end_spans(await self._abort_transfer(job))
         if job.lifecycle.can(Event.QUIESCED):
             job.lifecycle.advance(Event.QUIESCED)
-        del self._by_key[job.sequence.request_id]
-        if not self._by_key:
-            self._idle.set()
+        self._forget(job)
         if not job.computed.done():
             logger.error("request %s: the engine does not let go; its KV blocks stay taken", job.request.request_id)
         else:
@@ -252,6 +262,14 @@ class Jobs:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
             logger.warning("%d prompts still open after %g s", len(self), timeout_s)
+
+
+def _sequence(key: str, request: cluster_pb2.PrefillRequest) -> Sequence:
+    """Ends with the next token of the answer, which is the first where none is known."""
+    begin = len(request.prompt) - request.output_tokens
+    params = SamplingParams.from_proto(request.sampling, default_max_tokens=1)
+    params = replace(params, max_tokens=request.output_tokens + 1)
+    return Sequence(key, list(request.prompt[:begin]), params, output=list(request.prompt[begin:]))
 
 
 def _rest_of_lease(job: Job) -> cluster_pb2.WriteLease:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from engine.sequence import FinishReason, TokenLogprobs
+from engine.logprobs import TokenLogprobs
+from engine.sequence import FinishReason
 from protocol import serval_pb2
 from protocol.outcomes import Outcome
 

@@ -19,6 +19,9 @@ from engine.native.decoder import LayerWeights, LinearWeights, NativeDecoder
 OnLayer = Callable[[int, Batch], None]
 """Called with (layer, batch) once per layer, as soon as that layer's KV of the batch's spans is in the pool."""
 
+OnHidden = Callable[[torch.Tensor], None]
+"""Called with the last layer's residual stream of the whole batch, [tokens, hidden_size]; `LlamaModel.logits` takes rows of it."""
+
 
 class LlamaModel:
     """Weights and the forward pass. Owns no KV."""
@@ -58,11 +61,16 @@ class LlamaModel:
         return _Layer(self.config, weights, packed=can_pack(self.dtype, self.device))
 
     def forward(
-        self, batch: Batch, pool: KVPool, attention: AttentionBackend, on_layer: OnLayer | None = None
+        self,
+        batch: Batch,
+        pool: KVPool,
+        attention: AttentionBackend,
+        on_layer: OnLayer | None = None,
+        on_hidden: OnHidden | None = None,
     ) -> torch.Tensor | None:
         """Computes the batch's KV into the pool; logits [sampled sequences, vocab_size], or None where none is sampled."""
         # Whoever wants each layer as it is computed sends it away: a prefill worker, with few tokens to decode.
-        if self._decoder is not None and on_layer is None and self._decoder.takes(batch):
+        if self._decoder is not None and on_layer is None and on_hidden is None and self._decoder.takes(batch):
             return self._decoder.step(batch, pool)
         x = embedding(batch.token_ids, self.embedding)
         cos, signed_sin = self.rope.at(batch.positions)
@@ -73,11 +81,17 @@ class LlamaModel:
             if on_layer is not None:
                 on_layer(index, batch)
             x = layer.finish(x, attention.attend(index, query, plan))
+        if on_hidden is not None:
+            on_hidden(x)
         if not batch.sampled:
             return None
         if batch.num_tokens > len(batch.sampled):
             x = x[batch.sampled_rows]
-        return self.head(self.norm(x))
+        return self.logits(x)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, vocab_size] of rows of the last layer's residual stream."""
+        return self.head(self.norm(hidden))
 
 
 class _Layer:

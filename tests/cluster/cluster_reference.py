@@ -8,7 +8,8 @@ from cluster_clients import Answer, Ask
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.sequence import Sequence, TokenLogprobs
+from engine.logprobs import TokenLogprobs
+from engine.sequence import Sequence
 from telemetry.metrics import Metrics
 
 TIE = 1e-4
