@@ -2,6 +2,7 @@
 
 from protocol import cluster_pb2
 from protocol.errors import ServalError
+from router.placement import Placement
 from router.request import End, Request
 from telemetry.metrics import Metrics
 
@@ -18,8 +19,13 @@ class Accounting:
     def refused(self, error: ServalError) -> None:
         self._metrics.rejections.of(reason=str(error.outcome)).inc()
 
-    def placement(self, policy: str, pool: str) -> None:
-        self._metrics.placements.of(policy=policy, pool=pool).inc()
+    def placement(self, placement: Placement) -> None:
+        placements, policy = self._metrics.placements, placement.policy
+        placements.of(policy=policy, pool="decode", reason=str(placement.reason)).inc()
+        placements.of(policy=policy, pool="prefill", reason=str(placement.prefill_reason)).inc()
+
+    def prefix_index(self, entries: int) -> None:
+        self._metrics.prefix_index_entries.of().set(entries)
 
     def counts(self, running: int, waiting: int) -> None:
         self._metrics.requests_running.of().set(running)

@@ -5,7 +5,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PolicyName = Literal["least_loaded", "round_robin"]
+from protocol.tls import PeerTlsFiles, TlsFiles
+
+PolicyName = Literal["prefix_aware", "least_loaded", "round_robin"]
 
 
 class RouterConfig(BaseModel):
@@ -14,7 +16,7 @@ class RouterConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(default="router-0", description="This router's name, in Welcome and in metrics.")
-    host: str = Field(default="127.0.0.1", description="Address all servers listen on. Loopback: nothing here authenticates.")
+    host: str = Field(default="127.0.0.1", description="Address all servers listen on. Loopback, unless told otherwise.")
     http_port: int = Field(default=8000, ge=0, le=65535, description="OpenAI HTTP port. 0: any free one.")
     grpc_port: int = Field(default=8001, ge=0, le=65535, description="gRPC port for clients. 0: any free one.")
     link_port: int = Field(
@@ -24,6 +26,18 @@ class RouterConfig(BaseModel):
         description="gRPC port that workers dial. Apart from the clients' one: other peers, other rights. 0: any free one.",
     )
 
+    tls: TlsFiles | None = Field(
+        default=None, description="Certificate and key of HTTP and gRPC towards clients. None: plain text."
+    )
+    link_tls: PeerTlsFiles | None = Field(
+        default=None, description="Certificate, key and authority towards workers. None: what cluster.tls says."
+    )
+    keys_file: Path | None = Field(
+        default=None,
+        description="YAML file of API keys' hashes and tenants (`serval keys new`); read again when it changes. None: no key is "
+        "asked for.",
+    )
+
     model: str = Field(min_length=1, description="The name clients use; workers must say the same one.")
     model_dir: Path = Field(description="Folder with tokenizer.json, tokenizer_config.json and config.json.")
     max_model_len: int | None = Field(
@@ -31,8 +45,32 @@ class RouterConfig(BaseModel):
     )
 
     policy: PolicyName = Field(
-        default="least_loaded",
-        description="How workers of both pools are chosen. least_loaded: unequal requests and unequal workers even out.",
+        default="prefix_aware",
+        description="How workers of both pools are chosen. prefix_aware: the least predicted time, by what each has cached, its "
+        "queue and its speed. least_loaded: the fewest requests. round_robin: in turn.",
+    )
+    slo_ttft_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds to the first token that prefix_aware tries to keep: workers predicted to miss it come last. None: no "
+        "such objective.",
+    )
+    slo_itl_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds between two tokens of one answer that prefix_aware tries to keep, likewise. None: no such objective.",
+    )
+    prefix_index_entries: int = Field(
+        default=1 << 18,
+        ge=1024,
+        description="Cached KV blocks of workers that are remembered for placement; about 200 bytes each. The default covers 4 "
+        "million tokens in blocks of 16.",
+    )
+    prefix_expected_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds for which a worker is expected to soon hold a prompt that was just sent there. Above the time to "
+        "compute a long prompt; until a worker confirms it, later ones count on it.",
     )
     request_timeout_s: float = Field(
         default=600.0, gt=0, description="Seconds from arrival to the last token. Above any sane answer: a backstop."
@@ -65,8 +103,30 @@ class RouterConfig(BaseModel):
     max_waiting: int = Field(
         default=1024, ge=1, description="Accepted requests without a first token yet; more are refused with 503."
     )
+    max_answers_per_call: int = Field(
+        default=128,
+        ge=1,
+        description="Answers that one call may ask for, prompts times n; more is refused with 400.",
+    )
     max_body_bytes: int = Field(
         default=8 * 1024 * 1024, ge=1024, description="Bytes of an HTTP body or a gRPC message; more is refused with 413."
+    )
+    max_connections: int = Field(
+        default=8192, ge=1, description="HTTP connections open at a time; more are answered with 503 and closed. Bounds memory."
+    )
+    max_header_bytes: int = Field(
+        default=64 * 1024, ge=1024, description="Bytes of a request's line and headers; more is refused with 431."
+    )
+    header_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds a client may take for a request's line and headers, and for a TLS handshake over gRPC.",
+    )
+    keep_alive_s: float = Field(
+        default=75.0, ge=1, description="Seconds an HTTP connection may stay idle after an answer. As nginx: proxies expect it."
+    )
+    max_streams_per_connection: int = Field(
+        default=1024, ge=1, description="Calls open at a time on one gRPC connection of a client; more wait at the client."
     )
     body_timeout_s: float = Field(default=30.0, gt=0, description="Seconds a client may take to send its HTTP body.")
     client_stall_s: float = Field(

@@ -7,9 +7,12 @@ and a woken front. So no state can change between a decision and its effect.
 import asyncio
 import itertools
 import logging
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from protocol import cluster_pb2
+from protocol.block_hash import chained_hashes, short_hash
 from protocol.errors import Overloaded, Unavailable
 from protocol.ids import RequestId
 from protocol.lifecycle import Event, State
@@ -19,7 +22,9 @@ from router.accounting import Accounting
 from router.caller import ANONYMOUS, Caller
 from router.config import RouterConfig
 from router.model import ModelInfo
-from router.policies import Ask, choose, eligible, policy_by_name
+from router.placement import Placement, Placer
+from router.policies import Ask, eligible, policy_by_name
+from router.prefix_index import PrefixIndex
 from router.request import End, GenerateSpec, Request, Timeline
 from router.text import AnswerText
 from router.tokenizer import TextTokenizer
@@ -43,7 +48,9 @@ class Dispatcher:
         self._tokenizer = tokenizer
         self._members = members
         self._accounting = accounting
-        self._policy = policy_by_name(config.policy)
+        policy = policy_by_name(config.policy, config.slo_ttft_s, config.slo_itl_s)
+        index = PrefixIndex(config.prefix_index_entries, config.prefix_expected_s)
+        self._placer = Placer(policy, index, time.monotonic)
         self._numbers = itertools.count(1)
         self._picks = itertools.count(1)
         self._open: set[Request] = set()
@@ -125,6 +132,11 @@ class Dispatcher:
         """A worker's periodic report."""
         worker.take_report(load, now)
 
+    def on_cache(self, worker: Worker, change: cluster_pb2.CacheChange) -> None:
+        """What a prompt may find in a worker's prefix cache has changed."""
+        self._placer.on_cache_change(worker, change)
+        self._accounting.prefix_index(self._placer.index_entries)
+
     def _on_output(self, request: Request, output: cluster_pb2.RequestOutput, now: float) -> None:
         stopped = bool(output.token_ids) and self._add_tokens(request, output, now)
         if output.HasField("ended"):
@@ -173,33 +185,57 @@ class Dispatcher:
                 del self._queued[request]
 
     def _place(self, request: Request) -> bool:
-        ask = _ask(request)
-        decode = choose(self._policy, ask, self._members.pool(DECODE))
-        if decode is None:
+        ask = self._ask(request)
+        placement = self._placer.place(ask, self._members.pool(DECODE), self._members.pool(PREFILL))
+        if placement is None:
             return False
-        self._submit(request, decode, choose(self._policy, ask, self._members.pool(PREFILL)))
+        self._placer.placed(placement, ask)
+        self._submit(request, placement)
         return True
 
-    def _submit(self, request: Request, decode: Worker, prefill: Worker | None) -> None:
+    def _ask(self, request: Request) -> Ask:
+        return Ask(
+            prompt_tokens=len(request.spec.prompt) + len(request.output),
+            total_tokens=request.total_tokens,
+            hashes=self._hashes(request),
+            avoided=frozenset(request.avoided),
+            session=request.spec.session,
+        )
+
+    def _hashes(self, request: Request) -> Sequence[int]:
+        """Of the prompt's KV blocks; computed once per request, and only where the policy asks for them."""
+        if not self._placer.uses_hashes or not (block_size := self._members.block_size):
+            return ()
+        if request.prompt_hashes is None:
+            request.prompt_hashes = [short_hash(block) for block in chained_hashes(request.spec.prompt, block_size)]
+        return request.prompt_hashes
+
+    def _submit(self, request: Request, placement: Placement) -> None:
         now = asyncio.get_running_loop().time()
         request.lifecycle.advance(Event.SUBMITTED)
         request.timeline.submitted = request.timeline.submitted or now
         request.number = next(self._numbers)
+        request.placement = placement
+        decode, prefill = placement.decode, placement.prefill
         request.decode, request.prefill = decode, prefill
         request.is_at_decode, request.is_at_prefill = True, prefill is not None
+        request.is_computing = True
         decode.open_requests[request.number] = request
         for worker in (decode, prefill):
             if worker is not None:
                 worker.in_flight += 1
                 worker.in_flight_tokens += len(request.spec.prompt)
+                worker.sent_since_report += 1
+                worker.sent_tokens_since_report += len(request.spec.prompt)
                 worker.last_pick = next(self._picks)
-                self._accounting.placement(self._policy.name, worker.pool)
+        self._accounting.placement(placement)
+        asked = prefill or placement.standby
         submit = cluster_pb2.Submit(
             request=request.number,
             request_id=f"{request.request_id}.{request.retries}" if request.retries else request.request_id,
             prompt=[*request.spec.prompt, *request.output],
             sampling=_rest_of(request).to_proto(),
-            prefill=prefill.hello.peer if prefill else None,
+            prefill=asked.hello.peer if asked else None,
             timeout_s=max(0.001, request.timeline.deadline - now),
             traceparent=request.trace.traceparent,
             tracestate=request.trace.tracestate,
@@ -210,6 +246,7 @@ class Dispatcher:
     # ---- losses and ends
 
     def _on_worker_lost(self, worker: Worker, reason: str) -> None:
+        self._placer.on_worker_lost(worker)
         requests = list(worker.open_requests.values())
         logger.log(
             logging.INFO if worker.is_draining else logging.WARNING,
@@ -229,7 +266,7 @@ class Dispatcher:
         if not outcome.is_retryable or request.retries >= self._config.max_retries or has_begun_with_penalties:
             return False
         self._avoid_culprit(request, outcome)
-        if outcome is Outcome.OVERLOADED and not eligible(_ask(request), self._members.pool(DECODE)):
+        if outcome is Outcome.OVERLOADED and not eligible(self._ask(request), self._members.pool(DECODE)):
             return False
         request.retries += 1
         if request.lifecycle.state is State.STREAMING:
@@ -286,6 +323,9 @@ class Dispatcher:
             _uncount(request.decode, request)
 
     def _leave_prefill(self, request: Request) -> None:
+        if request.is_computing and request.placement is not None:
+            request.is_computing = False
+            self._placer.computed(request.placement)
         if request.is_at_prefill and request.prefill is not None:
             request.is_at_prefill = False
             _uncount(request.prefill, request)
@@ -297,10 +337,6 @@ class Dispatcher:
 def _uncount(worker: Worker, request: Request) -> None:
     worker.in_flight -= 1
     worker.in_flight_tokens -= len(request.spec.prompt)
-
-
-def _ask(request: Request) -> Ask:
-    return Ask(total_tokens=request.total_tokens, avoided=frozenset(request.avoided))
 
 
 def _outcome_of(ended: cluster_pb2.Ended) -> Outcome:

@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
 from protocol import cluster_pb2_grpc
+from protocol.peer_guard import peer_roles
 from router.dispatch import Dispatcher
-from router.workers import Membership, RefusedWorker, Worker
+from router.workers import POOL_NAMES, Membership, RefusedWorker, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +19,17 @@ logger = logging.getLogger(__name__)
 class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
     """Membership is the set of these streams: a worker is in from Welcome until its stream ends, for whatever reason."""
 
-    def __init__(self, members: Membership, dispatcher: Dispatcher, hello_timeout_s: float) -> None:
+    def __init__(
+        self,
+        members: Membership,
+        dispatcher: Dispatcher,
+        hello_timeout_s: float,
+        on_false_role: Callable[[], None] = lambda: None,
+    ) -> None:
         self._members = members
         self._dispatcher = dispatcher
         self._hello_timeout_s = hello_timeout_s
+        self._on_false_role = on_false_role
 
     async def Connect(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
         worker = await self._welcome(context)
@@ -50,6 +59,10 @@ class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
             await _refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no Hello came")
         if first is grpc.aio.EOF or first.WhichOneof("kind") != "hello":  # type: ignore[attr-defined]
             await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with Hello")
+        roles = peer_roles(context)
+        if roles is not None and POOL_NAMES.get(first.hello.role) not in roles:
+            self._on_false_role()
+            await _refuse(context, grpc.StatusCode.PERMISSION_DENIED, "the certificate is for another role than Hello's")
         try:
             worker = self._members.join(first.hello, asyncio.get_running_loop().time())
         except RefusedWorker as error:
@@ -66,6 +79,8 @@ class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
                 self._dispatcher.on_step(worker, message.step)
             elif kind == "load":
                 self._dispatcher.on_load(worker, message.load, worker.heard_at)
+            elif kind == "cache":
+                self._dispatcher.on_cache(worker, message.cache)
             elif kind == "draining":
                 worker.is_draining = True
 

@@ -8,10 +8,17 @@ from protocol import cluster_pb2
 from protocol.errors import ServalError
 from router.request import Request
 from telemetry.metrics import Metrics
+from telemetry.recent import RecentLine
 
 DECODE = cluster_pb2.ROLE_DECODE
 PREFILL = cluster_pb2.ROLE_PREFILL
 POOL_NAMES = {DECODE: "decode", PREFILL: "prefill"}
+
+UNMEASURED_STEP_S = 0.01
+"""Time between two tokens of one answer, for a worker that has answered nothing yet."""
+
+SLOWER_PER_REQUEST = 1 / 32
+"""How much longer a step takes with one more answer in the batch, while that was not measured: a batch is cheap, not free."""
 
 
 class RefusedWorker(ServalError):
@@ -35,6 +42,11 @@ class Worker:
     sent_since_report: int = 0
     sent_tokens_since_report: int = 0
     """Requests, and their prompt tokens, that the last report cannot have counted."""
+    computing_tokens: int = 0
+    """Prompt tokens that this router sent here to be computed, as far as it knows uncached, and that have brought no token."""
+    computing_tokens_at_report: int = 0
+    step_times: RecentLine = field(default_factory=RecentLine)
+    """The time between two tokens by the number of running requests, from its reports."""
     last_pick: int = 0
     outbox: asyncio.Queue[cluster_pb2.FromRouter] = field(default_factory=asyncio.Queue)
     end_reason: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -62,6 +74,35 @@ class Worker:
         """Requests that other routers have there, as of the last report."""
         return max(0, self.load.running + self.load.waiting - self.in_flight_at_report)
 
+    @property
+    def requests(self) -> int:
+        """Everybody's requests there."""
+        return self.in_flight + self.load_elsewhere
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens to be computed there first: this router's own, and other routers' as of the last report."""
+        elsewhere = max(0, self.load.queued_tokens - self.computing_tokens_at_report)
+        return self.computing_tokens + elsewhere
+
+    @property
+    def predicted_itl_s(self) -> float:
+        """The time between two tokens of one answer with one more request in the batch."""
+        if not self.step_times.weight:
+            return UNMEASURED_STEP_S * (1 + SLOWER_PER_REQUEST * self.requests)
+        assumed_s = self.step_times.mean_y * SLOWER_PER_REQUEST
+        fixed_s, per_request_s = self.step_times.fit(assumed_slope=assumed_s, spread=1.0)
+        return fixed_s + per_request_s * (self.requests + 1)
+
+    def has_room_for(self, prompt_tokens: int) -> bool:
+        """A decode worker could begin at once. What it does not say counts as room."""
+        if self.load.waiting_for_blocks or (self.hello.max_sequences and self.requests >= self.hello.max_sequences):
+            return False
+        if not self.load.kv_blocks_total or not self.hello.block_size:
+            return True
+        free = self.load.kv_blocks_total - self.load.kv_blocks_used
+        return prompt_tokens + 1 + self.sent_tokens_since_report <= free * self.hello.block_size
+
     def __repr__(self) -> str:
         return f"<Worker {self.name}/{self.incarnation:x} in_flight={self.in_flight} draining={self.is_draining}>"
 
@@ -70,6 +111,9 @@ class Worker:
             self.progressed_at = now
         self.load = load
         self.in_flight_at_report = self.in_flight
+        self.computing_tokens_at_report = self.computing_tokens
+        if load.running and load.step_s:
+            self.step_times.add(load.running, load.step_s)
         self.sent_since_report = self.sent_tokens_since_report = 0
 
     def end_stream(self, reason: str) -> None:
@@ -98,6 +142,11 @@ class Membership:
 
     def pool(self, role: cluster_pb2.Role.ValueType) -> list[Worker]:
         return [worker for worker in self._workers.values() if worker.hello.role == role]
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a KV block; the same at all workers (it is part of their layout). 0 while there is none."""
+        return next((worker.hello.block_size for worker in self._workers.values()), 0)
 
     def context_limit(self, model_limit: int) -> int:
         """Tokens, prompt and answer, that some live decode worker can hold; the model's own limit while there is none."""

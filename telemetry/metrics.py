@@ -79,7 +79,12 @@ class Metrics:
         self.request_generation_tokens = self._histogram("request_generation_tokens", "OSL of a request", TOKENS_BUCKETS)
         self.workers = self._gauge("workers", "Live worker streams of this router", ["pool"])
         self.worker_losses = self._counter("worker_losses", "Worker streams that ended without a drain", ["pool"])
-        self.placements = self._counter("placements", "Requests placed", ["policy", "pool"])
+        self.placements = self._counter(
+            "placements", "Requests placed, by what decided the pick in each pool", ["policy", "pool", "reason"]
+        )
+        self.prefix_index_entries = self._gauge(
+            "prefix_index_entries", "Cached KV blocks of workers that this router remembers for placement"
+        )
 
         # ---- engine
         self.engine_steps = self._counter("engine_steps", "Forward passes")
