@@ -6,7 +6,6 @@ A prefill worker is known by its incarnation; its channel and the introduction l
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -14,6 +13,8 @@ import grpc.aio
 from protocol import cluster_pb2, cluster_pb2_grpc
 from protocol.errors import InvalidRequest, Overloaded, PrefillFailed, ServalError, Unavailable
 from protocol.ids import Incarnation, LeaseId, ProcessIdentity
+from protocol.peer_stub import PeerStub
+from protocol.tls import TlsIdentity
 from worker.router_link import CHANNEL_OPTIONS
 
 logger = logging.getLogger(__name__)
@@ -31,15 +32,20 @@ ERROR_OF: dict[grpc.StatusCode, type[ServalError]] = {
 class PrefillPeer:
     """One incarnation of a prefill worker."""
 
-    def __init__(self, peer: cluster_pb2.Peer, introduction: cluster_pb2.IntroduceRequest, connect_timeout_s: float) -> None:
+    def __init__(
+        self,
+        peer: cluster_pb2.Peer,
+        introduction: cluster_pb2.IntroduceRequest,
+        connect_timeout_s: float,
+        tls: TlsIdentity | None,
+    ) -> None:
         self.peer = peer
         self.incarnation = Incarnation(peer.incarnation)
         self.process = ProcessIdentity.from_proto(peer.process)
         self.own_incarnation = Incarnation(introduction.decode.incarnation)
         self._introduction = introduction
         self._connect_timeout_s = connect_timeout_s
-        self._channel = grpc.aio.insecure_channel(peer.address, options=CHANNEL_OPTIONS)
-        self._stub: Any = cluster_pb2_grpc.PrefillServiceStub(self._channel)
+        self._stub = PeerStub(peer.address, "prefill", tls, CHANNEL_OPTIONS, cluster_pb2_grpc.PrefillServiceStub)
         self._introduced: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -59,7 +65,7 @@ class PrefillPeer:
     async def prefill(self, request: cluster_pb2.PrefillRequest) -> AsyncIterator[cluster_pb2.PrefillEvent]:
         """The events of one prompt. Closing the iterator cancels the call."""
         try:
-            call = self._stub.Prefill(request)
+            call = self._stub.get().Prefill(request)
         except grpc.aio.UsageError as error:
             raise Unavailable(f"prefill worker {self.peer.name} is gone") from error
         try:
@@ -74,7 +80,7 @@ class PrefillPeer:
         """True when the worker confirmed that nothing is written under the lease any more."""
         request = cluster_pb2.AbortRequest(lease_id=lease_id, decode_incarnation=self.own_incarnation)
         try:
-            return bool((await self._stub.Abort(request, timeout=timeout_s)).quiesced)
+            return bool((await self._stub.get().Abort(request, timeout=timeout_s)).quiesced)
         except grpc.aio.AioRpcError as error:
             logger.info("no confirmation from %s that lease %d is over: %s", self.peer.name, lease_id, error.details())
         except grpc.aio.UsageError:  # the channel is closed
@@ -83,11 +89,11 @@ class PrefillPeer:
 
     async def close(self) -> None:
         """Calls to a process that is gone end by themselves, with their own error; the grace is for that."""
-        await self._channel.close(CLOSE_GRACE_S)
+        await self._stub.close(CLOSE_GRACE_S)
 
     async def _introduce(self) -> None:
         try:
-            answer = await self._stub.Introduce(self._introduction, timeout=self._connect_timeout_s)
+            answer = await self._stub.get().Introduce(self._introduction, timeout=self._connect_timeout_s)
         except grpc.aio.AioRpcError as error:
             raise _mapped(error, self.peer.name) from error
         except grpc.aio.UsageError as error:
@@ -99,15 +105,18 @@ class PrefillPeer:
 class PrefillPeers:
     """The prefill workers met so far. A name's new incarnation replaces the old one; those gone are dropped."""
 
-    def __init__(self, introduction: cluster_pb2.IntroduceRequest, connect_timeout_s: float) -> None:
+    def __init__(
+        self, introduction: cluster_pb2.IntroduceRequest, connect_timeout_s: float, tls: TlsIdentity | None = None
+    ) -> None:
         self._introduction = introduction
         self._connect_timeout_s = connect_timeout_s
+        self._tls = tls
         self._by_incarnation: dict[Incarnation, PrefillPeer] = {}
 
     def get(self, peer: cluster_pb2.Peer) -> PrefillPeer:
         known = self._by_incarnation.get(Incarnation(peer.incarnation))
         if known is None:
-            known = PrefillPeer(peer, self._introduction, self._connect_timeout_s)
+            known = PrefillPeer(peer, self._introduction, self._connect_timeout_s, self._tls)
             self._by_incarnation[known.incarnation] = known
         return known
 

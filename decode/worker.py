@@ -53,7 +53,7 @@ class DecodeWorker:
             loop.call_soon_threadsafe(requests.on_updates, updates)
 
         peers = PrefillPeers(_introduction(node, receiver), self._config.connect_timeout_s, spec.tls)
-        line = AdmissionLine(self._config.max_waiting)
+        line = AdmissionLine(self._config.max_waiting, self._metrics)
         quarantine = Quarantine(receiver, peers, self._config, on_freed=line.advance)
         parts = self._parts = Parts(
             incarnation=node.incarnation,

@@ -36,13 +36,17 @@ class GrpcServer:
         *,
         max_receive_bytes: int = 64 << 20,
         max_streams: int | None = None,
+        handshake_timeout_s: float = 10.0,
         tls: TlsIdentity | None = None,
         guard: PeerGuard | None = None,
         on_handshake: Callable[[], None] = lambda: None,
     ) -> None:
         self._names = ("", *services)
         self._credentials = tls.server_credentials(on_handshake) if tls else None
-        limits = [("grpc.max_receive_message_length", max_receive_bytes)]
+        limits = [
+            ("grpc.max_receive_message_length", max_receive_bytes),
+            ("grpc.server_handshake_timeout_ms", round(handshake_timeout_s * 1000)),
+        ]
         if max_streams is not None:
             limits.append(("grpc.max_concurrent_streams", max_streams))
         self.server = grpc.aio.server(options=(*SERVER_OPTIONS, *limits), interceptors=(guard,) if guard else None)

@@ -8,13 +8,12 @@ runs, and whoever is dialled looks up the caller's (protocol/peer_guard.py).
 import logging
 import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import grpc
-import grpc.aio
 from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.errors import ConfigError
@@ -137,14 +136,6 @@ class TlsIdentity:
     def _configuration(self) -> Any:
         material = self._material
         return grpc.ssl_server_certificate_configuration([(material.key, material.certificate)], material.ca)
-
-
-def dial(address: str, role: PeerRole, tls: TlsIdentity | None, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
-    """A channel to the process at `address`, which must prove that it has `role`; without `tls` nobody proves anything."""
-    if tls is None:
-        return grpc.aio.insecure_channel(address, options=options)
-    expect = ("grpc.ssl_target_name_override", dns_name(role))
-    return grpc.aio.secure_channel(address, tls.channel_credentials(), options=[*options, expect])
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from engine.engine import Engine
 from kvtransfer.layout import KVLayout
 from protocol import cluster_pb2
 from protocol.ids import Incarnation, ProcessIdentity, draw_incarnation
+from protocol.peer_guard import PeerGuard
 from protocol.server import GrpcServer
 from telemetry.metrics import Metrics
 from worker.cache_reports import CacheReports
@@ -25,7 +26,7 @@ class WorkerNode:
     ) -> None:
         self.spec = spec
         self.incarnation: Incarnation = draw_incarnation()
-        self.server = GrpcServer(services)
+        self.server = _server(role, spec, metrics, services)
         self.layout = layout_of(spec, engine)
         self.peer = cluster_pb2.Peer(
             name=spec.name, incarnation=self.incarnation, process=ProcessIdentity.of_this_process().to_proto()
@@ -47,7 +48,8 @@ class WorkerNode:
         """From now on routers know this worker, and lose it only with its streams."""
         reports = CacheReports(self._engine.kv_cache, self.spec.link.cache_report_period_s)
         self._links = [
-            RouterLink(address, self._hello(), self._load, handler, self.spec.link, reports) for address in self.spec.routers
+            RouterLink(address, self._hello(), self._load, handler, self.spec.link, reports, self.spec.tls)
+            for address in self.spec.routers
         ]
         for link in self._links:
             link.start()
@@ -92,6 +94,15 @@ class WorkerNode:
             due = loop.time() + LAG_PROBE_PERIOD_S
             await asyncio.sleep(LAG_PROBE_PERIOD_S)
             self._metrics.loop_lag.of().observe(max(0.0, loop.time() - due))
+
+
+def _server(role: cluster_pb2.Role.ValueType, spec: WorkerSpec, metrics: Metrics, services: list[str]) -> GrpcServer:
+    """Services of workers are for decode workers: prefill's is the only one that there is."""
+    if spec.tls is None:
+        return GrpcServer(services)
+    surface = cluster_pb2.Role.Name(role).removeprefix("ROLE_").lower()
+    guard = PeerGuard(services, ["decode"], metrics.tls_refusals.of(surface=surface).inc)
+    return GrpcServer(services, tls=spec.tls, guard=guard, on_handshake=metrics.tls_handshakes.of(surface=surface).inc)
 
 
 def revision_of(model_dir: Path) -> str:

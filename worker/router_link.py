@@ -15,6 +15,8 @@ import grpc
 import grpc.aio
 
 from protocol import cluster_pb2, cluster_pb2_grpc
+from protocol.peer_stub import dial
+from protocol.tls import TlsIdentity
 from worker.config import LinkConfig
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ class RouterLink:
         handler: OrderHandler,
         config: LinkConfig,
         watcher: LinkWatcher | None = None,
+        tls: TlsIdentity | None = None,
     ) -> None:
         self.address = address
         self._hello = hello
@@ -74,6 +77,7 @@ class RouterLink:
         self._handler = handler
         self._config = config
         self._watcher = watcher
+        self._tls = tls
         self._outbox: Outbox | None = None
         self._draining = False
         self._task: asyncio.Task[None] | None = None
@@ -121,7 +125,7 @@ class RouterLink:
 
     async def _run_once(self) -> bool:
         """One stream from dial to end. True when the router had welcomed us."""
-        async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
+        async with dial(self.address, "router", self._tls, CHANNEL_OPTIONS) as channel:
             outbox: Outbox = asyncio.Queue()
             outbox.put_nowait(cluster_pb2.FromWorker(hello=self._hello))
             stub: Any = cluster_pb2_grpc.RouterLinkStub(channel)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from kvtransfer.config import TransferConfig
+from protocol.tls import TlsIdentity
 from telemetry.tracing import OFF, Tracing
 from worker.config import LinkConfig
 
@@ -20,7 +21,7 @@ def silent(what: str, done: int, total: int) -> None:
 @dataclass(frozen=True)
 class WorkerSpec:
     """`host` is what the gRPC server listens on and what peers dial; `routers` are host:port; `metrics_address` is where this
-    process serves /metrics."""
+    process serves /metrics. With `tls` this process and its peers show each other who they are; without it nobody is asked."""
 
     name: str
     host: str
@@ -31,6 +32,7 @@ class WorkerSpec:
     transfer: TransferConfig
     link: LinkConfig
     metrics_address: str = ""
+    tls: TlsIdentity | None = None
     tracing: Tracing = OFF
     progress: Progress = silent
 

@@ -1,0 +1,107 @@
+"""Limits on one HTTP connection that uvicorn's parser does not have: how many there are, how long and how slow a head may be."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+Refused = Callable[[str], None]
+"""Takes the reason, for the metric."""
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Of a whole server (`connections`) and of each request's line and headers (bytes, and seconds until they must be there)."""
+
+    connections: int
+    head_bytes: int
+    head_timeout_s: float
+
+
+def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[asyncio.Protocol]:
+    """The protocol class for uvicorn. What is over a limit gets a short answer and is closed."""
+
+    class LimitedConnection(HttpToolsProtocol):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._is_reading_head = True
+            self._head_bytes = 0
+            self._head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            is_full = len(self.connections) >= limits.connections
+            super().connection_made(transport)
+            if is_full:
+                self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "connections", "too many connections; a retry can help")
+            else:
+                self._await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            if self._is_reading_head and self._head_timer is None:
+                self._await_head()  # whatever comes after an answer begins the next head
+            self._head_bytes += len(data)
+            super().data_received(data)
+            if self._is_reading_head and self._head_bytes > limits.head_bytes:
+                self._refuse_head()
+
+        def on_headers_complete(self) -> None:
+            self._is_reading_head = False
+            self._stop_timer()
+            # Here data may hold the body's beginning too, so only what the head itself had counts.
+            if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > limits.head_bytes:
+                self._refuse_head()
+                return
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            if not self.transport.is_closing():
+                super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._is_reading_head = True
+            self._head_bytes = 0
+            if not self.transport.is_closing():
+                super().on_message_complete()
+
+        def _await_head(self) -> None:
+            self._head_timer = self.loop.call_later(limits.head_timeout_s, self._on_late_head)
+
+        def _stop_timer(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _on_late_head(self) -> None:
+            self._head_timer = None
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, "head_timeout", "the request's headers did not come in time")
+
+        def _refuse_head(self) -> None:
+            what = f"the request's line and headers are larger than {limits.head_bytes} bytes"
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head_size", what)
+
+        def _refuse(self, status: HTTPStatus, reason: str, message: str) -> None:
+            refused(reason)
+            self._stop_timer()
+            if self.cycle is None or self.cycle.response_complete:  # not in the middle of another answer
+                self.transport.write(_answer(status, message))
+            self.transport.close()
+
+    return LimitedConnection
+
+
+def _answer(status: HTTPStatus, message: str) -> bytes:
+    kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+    body = orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    retry = "retry-after: 1\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else ""
+    return f"{head}{retry}connection: close\r\n\r\n".encode() + body
