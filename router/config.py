@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.tls import PeerTlsFiles, TlsFiles
+from router.tenants import TenantLimits
+from telemetry.cost import CostConfig
 
 PolicyName = Literal["prefix_aware", "least_loaded", "round_robin"]
 
@@ -103,6 +105,40 @@ class RouterConfig(BaseModel):
     max_waiting: int = Field(
         default=1024, ge=1, description="Accepted requests without a first token yet; more are refused with 503."
     )
+    queue_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds that a request waits for a worker to have room before 503. Longer than a burst, shorter than a "
+        "person's patience.",
+    )
+    priority_turns: int = Field(
+        default=16,
+        ge=1,
+        description="Requests of higher priority that may go before a waiting one of a lower class in a row; then that one goes.",
+    )
+    decode_overcommit: int = Field(
+        default=4,
+        ge=0,
+        description="Requests sent to a decode worker beyond those it can compute at once, so that it never idles. More wait in "
+        "the router's line, where tenants take turns; a worker's own line is first come, first served.",
+    )
+    prefill_window_s: float = Field(
+        default=0.25,
+        gt=0,
+        description="Seconds of computing, at its own recent speed, that prompts waiting at one worker may take before more wait "
+        "in the router's line. Above the period of the workers' reports (100 ms), so that none idles.",
+    )
+    tenants: dict[str, TenantLimits] = Field(
+        default={},
+        description="Limits by tenant. Callers of tenants that are not named here or in the keys file share the one named "
+        "default, which is without limits if it is not named either.",
+    )
+    expected_answer_tokens: int = Field(
+        default=256,
+        ge=1,
+        description="Tokens that an answer is charged with at the door until its tenant's answers show what is usual.",
+    )
+    cost: CostConfig = Field(default=CostConfig(), description="Prices of workers, from which a request's cost follows.")
     max_answers_per_call: int = Field(
         default=128,
         ge=1,
