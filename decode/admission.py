@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from protocol.errors import Overloaded
+from telemetry.metrics import Metrics
 
 Attempt = Callable[[], bool]
 """Takes everything a request needs, notes it where the request's clean-up finds it, and returns True; or takes nothing and
@@ -18,8 +19,9 @@ returns False. Must not block. May raise: the request cannot ever be served."""
 class AdmissionLine:
     """A FIFO of attempts. Lives on the event loop."""
 
-    def __init__(self, max_waiting: int) -> None:
+    def __init__(self, max_waiting: int, metrics: Metrics) -> None:
         self._max_waiting = max_waiting
+        self._length = metrics.requests_waiting_for_blocks.of()
         self._waiting: deque[tuple[Attempt, asyncio.Future[None]]] = deque()
 
     def __len__(self) -> int:
@@ -36,6 +38,7 @@ class AdmissionLine:
             raise Overloaded(f"{len(self._waiting)} requests wait for KV blocks already")
         place = (attempt, asyncio.get_running_loop().create_future())
         self._waiting.append(place)
+        self._length.set(len(self))
         try:
             await place[1]
         finally:
@@ -45,13 +48,19 @@ class AdmissionLine:
 
     def advance(self) -> None:
         """Lets those in front try; call whenever something was given back."""
-        while self._waiting:
-            attempt, granted = self._waiting[0]
-            if not granted.done():
-                try:
-                    if not attempt():
-                        return
-                    granted.set_result(None)
-                except Exception as error:
-                    granted.set_exception(error)
+        while self._waiting and self._let_try(*self._waiting[0]):
             self._waiting.popleft()
+        self._length.set(len(self))
+
+    @staticmethod
+    def _let_try(attempt: Attempt, granted: asyncio.Future[None]) -> bool:
+        """Whether this one's wait is over."""
+        if granted.done():
+            return True
+        try:
+            if not attempt():
+                return False
+            granted.set_result(None)
+        except Exception as error:
+            granted.set_exception(error)
+        return True

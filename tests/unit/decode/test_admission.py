@@ -6,6 +6,7 @@ import pytest
 
 from decode.admission import AdmissionLine
 from protocol.errors import InvalidRequest, Overloaded
+from telemetry.metrics import Metrics
 
 
 class Room:
@@ -26,6 +27,10 @@ class Room:
         return attempt
 
 
+def make_line(max_waiting: int) -> AdmissionLine:
+    return AdmissionLine(max_waiting, Metrics("decode", "test"))
+
+
 async def settle() -> None:
     """Lets every task that can run reach its next wait."""
     for _ in range(5):
@@ -33,13 +38,13 @@ async def settle() -> None:
 
 
 async def test_who_fits_enters_at_once() -> None:
-    room, line = Room(1), AdmissionLine(max_waiting=1)
+    room, line = Room(1), make_line(max_waiting=1)
     await asyncio.wait_for(line.enter(room.taker("a")), 1)
     assert room.takers == ["a"] and len(line) == 0
 
 
 async def test_the_line_is_first_come_first_served_even_when_a_later_one_would_fit() -> None:
-    room, line = Room(0), AdmissionLine(max_waiting=10)
+    room, line = Room(0), make_line(max_waiting=10)
     big = asyncio.create_task(line.enter(room.taker("big", size=2)))
     await settle()
     small = asyncio.create_task(line.enter(room.taker("small")))
@@ -54,7 +59,7 @@ async def test_the_line_is_first_come_first_served_even_when_a_later_one_would_f
 
 
 async def test_a_newcomer_does_not_overtake_the_line() -> None:
-    room, line = Room(0), AdmissionLine(max_waiting=10)
+    room, line = Room(0), make_line(max_waiting=10)
     first = asyncio.create_task(line.enter(room.taker("first")))
     await settle()
     room.free = 1
@@ -68,7 +73,7 @@ async def test_a_newcomer_does_not_overtake_the_line() -> None:
 
 
 async def test_a_full_line_refuses() -> None:
-    room, line = Room(0), AdmissionLine(max_waiting=1)
+    room, line = Room(0), make_line(max_waiting=1)
     waiting = asyncio.create_task(line.enter(room.taker("a")))
     await settle()
     with pytest.raises(Overloaded):
@@ -77,7 +82,7 @@ async def test_a_full_line_refuses() -> None:
 
 
 async def test_who_leaves_takes_nothing_and_those_behind_move_up() -> None:
-    room, line = Room(1), AdmissionLine(max_waiting=10)
+    room, line = Room(1), make_line(max_waiting=10)
     big = asyncio.create_task(line.enter(room.taker("big", size=2)))
     await settle()
     small = asyncio.create_task(line.enter(room.taker("small")))
@@ -88,7 +93,7 @@ async def test_who_leaves_takes_nothing_and_those_behind_move_up() -> None:
 
 
 async def test_an_attempt_that_raises_ends_only_its_own_wait() -> None:
-    room, line = Room(0), AdmissionLine(max_waiting=10)
+    room, line = Room(0), make_line(max_waiting=10)
     calls = 0
 
     def impossible() -> bool:
@@ -108,3 +113,19 @@ async def test_an_attempt_that_raises_ends_only_its_own_wait() -> None:
         await bad
     await asyncio.wait_for(good, 1)
     assert room.takers == ["good"]
+
+
+async def test_the_gauge_shows_how_many_wait() -> None:
+    metrics = Metrics("decode", "test")
+    room, line = Room(0), AdmissionLine(10, metrics)
+    waiting = [asyncio.create_task(line.enter(room.taker(name))) for name in "abc"]
+    await settle()
+    assert metrics.value("serval_num_requests_waiting_for_blocks") == 3
+    waiting[1].cancel()
+    await settle()
+    assert metrics.value("serval_num_requests_waiting_for_blocks") == 2
+    room.free = 2
+    line.advance()
+    await settle()
+    assert metrics.value("serval_num_requests_waiting_for_blocks") == 0
+    assert room.takers == ["a", "c"]
