@@ -19,6 +19,11 @@ UNMEASURED_PREFILL_TOKENS_PER_S = 2000.0
 """Before any worker of a pool has computed a prompt. Only how tokens weigh against each other follows from it."""
 
 
+SAME_SECONDS, SAME_SHARE = 0.001, 0.005
+"""Predictions that differ by less than either are equal: they are no better than that, and equals leave room for sessions and
+turns."""
+
+
 class Reason(StrEnum):
     """What decided the pick; the metric's label."""
 
@@ -129,11 +134,31 @@ class Placer:
         if sibling is not None:
             return _Pick(sibling, Reason.SIBLING, scored)
         best = min(score for _, score in scored)
-        equals = [candidate for candidate, score in scored if score == best]
+        equals = [candidate for candidate, score in scored if self._is_as_good(score, best)]
         session = ask.session if self._policy.uses_predictions else ""
         chosen = min(equals, key=lambda candidate: _rank_of_equal(session, candidate.worker))
-        reason = _reason_of(self._policy, session, chosen, best, scored, len(equals))
-        return _Pick(chosen, reason, scored)
+        return _Pick(chosen, self._reason(chosen, best, scored, len(equals), session), scored)
+
+    def _reason(
+        self, chosen: Candidate, best: Score, scored: Sequence[tuple[Candidate, Score]], equals: int, session: str
+    ) -> Reason:
+        if len(scored) == 1:
+            return Reason.ONLY_ONE
+        if self._policy.uses_predictions:
+            passed_over = [score for _, score in scored if score[2] < best[2]]
+            if passed_over:
+                return Reason.CAPACITY if any(score[0] > best[0] for score in passed_over) else Reason.SLO
+            cached = [candidate.cached_tokens for candidate, _ in scored]
+            if chosen.cached_tokens == max(cached) > min(cached):
+                return Reason.PREFIX
+        if equals == 1:
+            return Reason.LOAD
+        return Reason.SESSION if session else Reason.TURN
+
+    def _is_as_good(self, score: Score, best: Score) -> bool:
+        if not self._policy.uses_predictions:
+            return score == best
+        return score[:2] == best[:2] and score[2] - best[2] <= max(SAME_SECONDS, SAME_SHARE * best[2])
 
     # ---- what becomes of it
 
@@ -241,25 +266,6 @@ def _affinity(session: str, worker: str) -> int:
     """Rendezvous hashing: every router prefers the same worker for a session without remembering any, and a worker that leaves
     or joins moves only the sessions that are its own (Thaler and Ravishankar, 1998)."""
     return int.from_bytes(blake2b(f"{session}\0{worker}".encode(), digest_size=8).digest(), "little")
-
-
-def _reason_of(
-    policy: Policy, session: str, chosen: Candidate, best: Score, scored: Sequence[tuple[Candidate, Score]], equals: int
-) -> Reason:
-    if len(scored) == 1:
-        return Reason.ONLY_ONE
-    if policy.uses_predictions:
-        passed_over = [score for _, score in scored if score[2] < best[2]]
-        if any(score[0] > best[0] for score in passed_over):
-            return Reason.CAPACITY
-        if passed_over:
-            return Reason.SLO
-        cached = [candidate.cached_tokens for candidate, _ in scored]
-        if chosen.cached_tokens == max(cached) > min(cached):
-            return Reason.PREFIX
-    if equals == 1:
-        return Reason.LOAD
-    return Reason.SESSION if session else Reason.TURN
 
 
 def _shown(candidate: Candidate, score: Score) -> dict[str, Any]:

@@ -68,8 +68,8 @@ class Candidate:
 
 
 class Policy(Protocol):
-    """`score` is pure and cheap: it runs once per worker and request. The first two parts of a score of `uses_predictions` are
-    0 or 1: it does not fit, it misses an objective."""
+    """`score` is pure and cheap: it runs once per worker and request. With `uses_predictions` a score is (does not fit, misses an
+    objective, seconds)."""
 
     name: str
     uses_predictions: bool
@@ -116,7 +116,7 @@ class PrefixAware:
         return (
             not candidate.fits,
             candidate.misses(self._slo_ttft_s, self._slo_itl_s),
-            tell_apart(candidate.seconds(ask.answer_tokens)),
+            candidate.seconds(ask.answer_tokens),
         )
 
 
@@ -127,11 +127,6 @@ def policy_by_name(name: str, slo_ttft_s: float | None = None, slo_itl_s: float 
     if name not in policies:
         raise ConfigError(f"policy: {name!r} is none of {', '.join(sorted(policies))}")
     return policies[name]
-
-
-def tell_apart(seconds: float) -> float:
-    """To two digits and whole milliseconds: predictions are no better than that, and equals leave room for sessions and turns."""
-    return float(f"{round(seconds, 3):.1e}")
 
 
 def eligible(ask: Ask, pool: Iterable[Worker]) -> list[Worker]:

@@ -91,7 +91,7 @@ class Worker:
         if not self.step_times.weight:
             return UNMEASURED_STEP_S * (1 + SLOWER_PER_REQUEST * self.requests)
         assumed_s = self.step_times.mean_y * SLOWER_PER_REQUEST
-        fixed_s, per_request_s = self.step_times.fit(assumed_slope=assumed_s, spread=1.0)
+        fixed_s, per_request_s = self.step_times.fit(assumed_slope=assumed_s, spread=0.5)
         return fixed_s + per_request_s * (self.requests + 1)
 
     def has_room_for(self, prompt_tokens: int) -> bool:

@@ -1,14 +1,16 @@
-"""Filter, score, pick."""
+"""Policies, the filter, and membership."""
 
 import pytest
 
 from protocol import cluster_pb2
 from protocol.errors import ConfigError
-from router.policies import Ask, LeastLoaded, RoundRobin, choose, eligible, policy_by_name
+from router.placement import Placer
+from router.policies import Ask, LeastLoaded, Policy, RoundRobin, eligible, policy_by_name
+from router.prefix_index import PrefixIndex
 from router.workers import Membership, RefusedWorker, Worker
 from telemetry.metrics import Metrics
 
-ASK = Ask(total_tokens=100)
+ASK = Ask(prompt_tokens=50, total_tokens=100)
 
 
 def worker(name: str, **more: int) -> Worker:
@@ -16,11 +18,16 @@ def worker(name: str, **more: int) -> Worker:
     return Worker(hello, joined_at=0, heard_at=0, progressed_at=0)
 
 
+def choose(policy: Policy, ask: Ask, pool: list[Worker]) -> Worker | None:
+    placement = Placer(policy, PrefixIndex(1024, 5), lambda: 0.0).place(ask, pool, [])
+    return placement.decode if placement is not None else None
+
+
 async def test_round_robin_takes_every_worker_in_turn() -> None:
     pool = [worker(name) for name in "abc"]
     picked = []
     for count in range(1, 7):
-        chosen = choose(RoundRobin(), ASK, pool)
+        chosen = choose(RoundRobin(), Ask(50, 100, session="one and the same"), pool)
         assert chosen is not None
         chosen.last_pick = count
         picked.append(chosen.name)
@@ -60,13 +67,13 @@ async def test_the_filter_leaves_workers_that_can_take_it() -> None:
         worker("draining"), worker("avoided"),
     )  # fmt: skip
     draining.is_draining = True
-    ask = Ask(total_tokens=100, avoided=frozenset([avoided.incarnation]))
+    ask = Ask(prompt_tokens=50, total_tokens=100, avoided=frozenset([avoided.incarnation]))
     assert eligible(ask, [fits, short, small, draining, avoided]) == [fits]
     assert choose(LeastLoaded(), ask, [short, small]) is None
 
 
 def test_an_unknown_policy_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match=r"fastest.*least_loaded, round_robin"):
+    with pytest.raises(ConfigError, match=r"fastest.*least_loaded, prefix_aware, round_robin"):
         policy_by_name("fastest")
 
 
