@@ -319,3 +319,34 @@ def test_logprobs_come_with_each_token(make_engine: MakeEngine) -> None:
     engine.updates.clear()
     engine.finish(Sequence("plain", [1, 2], plain))
     assert all(update.logprobs == () for update in engine.updates)
+
+
+def test_shares_of_busy_time_add_up(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_batch_tokens=32)
+    sequences = [greedy(str(i), random_prompt(length, i), max_tokens=6) for i, length in enumerate((3, 40, 90))]
+    engine.finish(*sequences)
+    busy_s = engine.metrics.value("serval_engine_busy_seconds_total")
+    assert sum(sequence.busy_s for sequence in sequences) == pytest.approx(busy_s)
+    assert engine.metrics.value("serval_engine_step_seconds_count") == engine.engine.steps
+    assert all(0 < sequence.prefill_busy_s < sequence.busy_s for sequence in sequences)
+    assert sequences[0].prefill_busy_s < sequences[1].prefill_busy_s < sequences[2].prefill_busy_s
+
+
+def test_siblings_share_the_prompt_as_soon_as_it_is_computed(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_batch_tokens=256)
+    prompt = random_prompt(100)
+    siblings = [greedy(str(i), prompt, temperature=1.0, seed=i, max_tokens=20) for i in range(4)]
+    engine.engine.submit(siblings[0])
+    while len(siblings[0].output) < 2:
+        engine.step()
+    held = engine.engine.kv_cache.num_held
+    for sibling in siblings[1:]:
+        engine.engine.submit(sibling)
+    engine.step()
+    assert [sibling.cached_tokens for sibling in siblings] == [0, 96, 96, 96]
+    assert engine.engine.kv_cache.num_held == held + 3, "only the tail is anybody's own"
+    engine.finish()
+    alone = make_engine()
+    for seed, sibling in enumerate(siblings):
+        assert sibling.output == alone.answer(prompt, temperature=1.0, seed=seed, max_tokens=20)
+    assert_balanced(engine)
