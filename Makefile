@@ -2,6 +2,8 @@
 #
 #   make run [ARGS="--decode 2"]     the cluster on this machine: one router, one prefill worker, one decode worker
 #   make test [ARGS="tests/unit"]    the whole test suite
+#   make schemathesis               thousands of generated HTTP requests against a running cluster (minutes)
+#   make structured                 500 generated JSON schemas, every answer held to its own (minutes)
 #   make check                       lint, format, types, import layers, generated stubs
 #   make proto                       generate the protobuf stubs again
 #   make bench [ARGS="--json out"]   measure a running cluster
@@ -29,13 +31,19 @@ EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
 .DELETE_ON_ERROR:
-.PHONY: run test check proto bench clean setup setup-dev
+.PHONY: run test check proto bench schemathesis structured clean setup setup-dev
 
 run: .venv/.ready
 	@$(BIN)/serval up $(ARGS)
 
-test: .venv/.ready-dev
+test: .venv/.ready-dev .venv/.ready-clients
 	$(BIN)/python -m pytest $(ARGS)
+
+schemathesis: .venv/.ready-dev
+	SERVAL_SCHEMATHESIS_CASES=5000 $(BIN)/python -m pytest --timeout 3600 -s tests/cluster/test_schemathesis.py $(ARGS)
+
+structured: .venv/.ready-dev
+	SERVAL_JSON_SCHEMAS=500 $(BIN)/python -m pytest --timeout 3600 -s tests/cluster/test_structured_output.py $(ARGS)
 
 check: .venv/.ready-dev
 	$(BIN)/ruff check .
@@ -92,3 +100,13 @@ endif
 	@echo "installing the tools for development"
 	@$(INSTALL) $(EDITABLE) ".[smollm,ray,dev$(if $(HAS_GPU),$(comma)gpu)]"
 	@touch $@
+
+# The clients that the tests use unmodified, apart from Serval's own packages. Where they cannot be had, their tests are skipped;
+# in continuous integration (CI=true) that is a failure.
+.venv/.ready-clients: .venv/.python tests/clients/requirements.txt
+	@echo "installing the clients for the tests (1 GB in .venv/clients, some minutes)"
+	@rm -rf .venv/clients
+	@$(PYTHON) -m venv .venv/clients
+	@if .venv/clients/bin/python -m pip --disable-pip-version-check install -qq --no-compile -r tests/clients/requirements.txt; \
+	then touch $@; \
+	else rm -rf .venv/clients; echo "the clients could not be installed" >&2; test "$$CI" != true; fi
