@@ -1,21 +1,27 @@
 """serval.v1.Serval: the gRPC front. Status codes say what the HTTP front says by status."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn
 
 import grpc
 
 from protocol import serval_pb2, serval_pb2_grpc
 from protocol.errors import ServalError
-from protocol.ids import RequestId
 from protocol.outcomes import Outcome
+from router import calls
 from router.accounting import Accounting
 from router.admission import Admission
+from router.answers import Answers
+from router.caller import Caller
 from router.dispatch import Dispatcher
+from router.grpc_admission import GrpcAdmission
+from router.grpc_choice import GrpcChoice
 from router.model import ModelInfo
-from router.request import Delta, Request
+from router.request import Request
 from router.request_id import request_ids
+from router.tokenizer import TextTokenizer
 
 CODES = {
     Outcome.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -30,77 +36,110 @@ CODES = {
     Outcome.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
-_REASONS = {Outcome.STOP: serval_pb2.FINISH_REASON_STOP, Outcome.LENGTH: serval_pb2.FINISH_REASON_LENGTH}
-
 
 class ServalService(serval_pb2_grpc.ServalServicer):
-    """Each call owns its request: when the call ends, for whatever reason, the dispatcher hears of it."""
+    """Each call owns its requests: when the call ends, for whatever reason, the dispatcher hears of it."""
 
-    def __init__(self, model: ModelInfo, admission: Admission, dispatcher: Dispatcher, accounting: Accounting) -> None:
+    def __init__(
+        self,
+        model: ModelInfo,
+        tokenizer: TextTokenizer,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        accounting: Accounting,
+        caller_of: Callable[[str | None], Caller],
+    ) -> None:
         self._model = model
+        self._tokenizer = tokenizer
         self._admission = admission
+        self._grpc_admission = GrpcAdmission(admission, model, tokenizer)
         self._dispatcher = dispatcher
         self._accounting = accounting
+        self._caller_of = caller_of
 
     async def Generate(  # noqa: N802
         self, request: serval_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[serval_pb2.GenerateResponse]:
         remaining_s = context.time_remaining()
         deadline = None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
-        client_id, request_id = request_ids(_given_id(context))
-        accepted = await self._accept(request, request_id, context, remaining_s)
+        client_id, request_id = request_ids(_metadata(context).get("x-request-id"))
         try:
-            await accepted.wait_started()
-            await context.send_initial_metadata(_metadata(accepted, client_id))
-            async for delta in accepted.deltas():
-                if accepted.end is None or not accepted.end.outcome.is_success:
-                    yield _response(delta)
-                else:
-                    yield _response(delta, _finish(accepted))
-                    return
-            assert accepted.end is not None
-            if accepted.end.outcome.is_success:
-                yield serval_pb2.GenerateResponse(finish=_finish(accepted))
-                return
+            caller = self._caller(context)
+            self._dispatcher.check_capacity()
+            call = await self._grpc_admission.generate(request)
+            answers = calls.start(self._dispatcher, call, request_id, caller, remaining_s)
+        except ServalError as error:
+            await self._refuse(context, error)
+        choices = [GrpcChoice(index, each) for index, each in enumerate(answers.requests)]
+        try:
+            await answers.wait_started()
+            await context.send_initial_metadata(_reply_metadata(context, answers, client_id))
+            async for pieces in answers.pieces():
+                for piece in pieces:
+                    yield choices[piece.choice].response(piece)
+            failed = answers.failed
         finally:
             late = deadline is not None and asyncio.get_running_loop().time() >= deadline
-            self._dispatcher.abandon(accepted, Outcome.DEADLINE if late else Outcome.CANCELLED)
-        await context.abort(CODES[accepted.end.outcome], _message(accepted), _retry_after(accepted.end.retry_after_s))
+            calls.abandon(self._dispatcher, answers, Outcome.DEADLINE if late else Outcome.CANCELLED)
+        if failed is not None and failed.end is not None:
+            await context.abort(CODES[failed.end.outcome], _message(failed), _retry_after(failed.end.retry_after_s))
 
     async def GetModelInfo(  # noqa: N802
         self, request: serval_pb2.GetModelInfoRequest, context: Any
     ) -> serval_pb2.GetModelInfoResponse:
+        await self._let_in(context)
         return serval_pb2.GetModelInfoResponse(
             model=self._model.name, max_model_len=self._model.max_model_len, vocab_size=self._model.vocab_size
         )
 
-    async def _accept(
-        self, request: serval_pb2.GenerateRequest, request_id: RequestId, context: Any, remaining_s: float | None
-    ) -> Request:
+    async def Tokenize(  # noqa: N802
+        self, request: serval_pb2.TokenizeRequest, context: Any
+    ) -> serval_pb2.TokenizeResponse:
+        await self._let_in(context)
         try:
-            self._dispatcher.check_capacity()
-            spec = await self._admission.grpc(request)
-            return self._dispatcher.accept(request_id, spec, timeout_s=remaining_s)
+            tokens = await self._grpc_admission.tokenize(request)
         except ServalError as error:
-            self._accounting.refused(error)
-            await context.abort(CODES[error.outcome], str(error), _retry_after(error.retry_after_s))
-            raise AssertionError("abort raises") from error
+            await self._refuse(context, error)
+        return serval_pb2.TokenizeResponse(token_ids=tokens, max_model_len=self._model.max_model_len)
+
+    async def Detokenize(  # noqa: N802
+        self, request: serval_pb2.DetokenizeRequest, context: Any
+    ) -> serval_pb2.DetokenizeResponse:
+        await self._let_in(context)
+        try:
+            self._admission.check_model(request.model)
+            self._admission.check_tokens(request.token_ids, "token_ids")
+        except ServalError as error:
+            await self._refuse(context, error)
+        return serval_pb2.DetokenizeResponse(text=self._tokenizer.decode(request.token_ids))
+
+    def _caller(self, context: Any) -> Caller:
+        return self._caller_of(_metadata(context).get("authorization"))
+
+    async def _let_in(self, context: Any) -> None:
+        try:
+            self._caller(context)
+        except ServalError as error:
+            await self._refuse(context, error)
+
+    async def _refuse(self, context: Any, error: ServalError) -> NoReturn:
+        self._accounting.refused(error)
+        await context.abort(CODES[error.outcome], str(error), _retry_after(error.retry_after_s))
+        raise AssertionError("abort raises") from error
 
 
-def _response(delta: Delta, finish: serval_pb2.Finish | None = None) -> serval_pb2.GenerateResponse:
-    return serval_pb2.GenerateResponse(
-        token_ids=delta.token_ids, text=delta.text, logprobs=[info.logprobs for info in delta.logprobs], finish=finish
-    )
+def _metadata(context: Any) -> dict[str, str]:
+    return {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
-def _finish(request: Request) -> serval_pb2.Finish:
-    assert request.end is not None
-    usage = serval_pb2.Usage(
-        prompt_tokens=len(request.spec.prompt),
-        completion_tokens=len(request.output),
-        cached_tokens=request.cached_tokens,
-    )
-    return serval_pb2.Finish(reason=_REASONS[request.end.outcome], usage=usage)
+def _reply_metadata(context: Any, answers: Answers, client_id: str) -> list[tuple[str, str]]:
+    """What is known when the stream begins; the rest is in each answer's Finish."""
+    first = answers.requests[0]
+    workers = (("x-serval-decode-worker", first.decode), ("x-serval-prefill-worker", first.prefill))
+    metadata = [("x-request-id", client_id), *((name, worker.name) for name, worker in workers if worker is not None)]
+    if _metadata(context).get("x-serval-debug") == "1":
+        metadata.append(("x-serval-placement", json.dumps(dict(first.explanation))))
+    return metadata
 
 
 def _message(request: Request) -> str:
@@ -111,13 +150,3 @@ def _message(request: Request) -> str:
 def _retry_after(retry_after_s: float | None) -> tuple[tuple[str, str], ...]:
     """Trailing metadata, in seconds."""
     return () if retry_after_s is None else (("retry-after", f"{retry_after_s:.3f}"),)
-
-
-def _given_id(context: Any) -> str | None:
-    given = dict(context.invocation_metadata() or ()).get("x-request-id")
-    return given if isinstance(given, str) else None
-
-
-def _metadata(request: Request, client_id: str) -> list[tuple[str, str]]:
-    workers = (("x-serval-decode-worker", request.decode), ("x-serval-prefill-worker", request.prefill))
-    return [("x-request-id", client_id), *((name, worker.name) for name, worker in workers if worker is not None)]

@@ -8,10 +8,11 @@ from fastapi import Request as HttpRequest
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from router.http_api import OpenAiFront, RawResponse
+from router.http_answer import RawResponse
+from router.http_api import OpenAiFront
 from router.model import ModelInfo
+from router.openai_errors import error_body
 from router.openai_requests import ChatRequest, CompletionRequest
-from router.openai_responses import error_body
 from router.status import Status
 from telemetry.metrics import Metrics
 

@@ -1,9 +1,9 @@
 """One accepted request: where it stands, what has come, what the client has not taken yet."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from protocol import serval_pb2
 from protocol.ids import RequestId
@@ -12,18 +12,27 @@ from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
 from router.caller import ANONYMOUS, Caller
 from router.text import AnswerText
+from telemetry.tracing import NO_CONTEXT
 
 if TYPE_CHECKING:
+    from router.placement import Placement
     from router.workers import Worker
 
 
 @dataclass(frozen=True)
 class GenerateSpec:
-    """A validated request: what is to be computed, whoever asked for it."""
+    """A validated request: what is to be computed, whoever asked for it.
+
+    `echo` is the prompt's text where the client wants it back before the answer. `is_prompt_only`: the client wants no answer at
+    all, so the one token that has to be drawn is not shown. `session`: what a client calls several requests that belong together.
+    """
 
     prompt: tuple[int, ...]
     sampling: SamplingParams
     stop: tuple[str, ...] = ()
+    echo: str | None = None
+    is_prompt_only: bool = False
+    session: str = ""
 
 
 @dataclass
@@ -90,11 +99,20 @@ class Request:
         self.end: End | None = None
         self.figures = serval_pb2.Figures()
         """What the answer took; whole once `end` is set."""
+        self.trace = NO_CONTEXT
+        """What the workers' spans go below."""
+        self.prompt_logprobs: Sequence[serval_pb2.TokenLogprobs] = ()
+        """One per prompt token, where asked for; there before the first delta."""
         self.number = 0
         """The number of the current attempt at the current decode worker."""
         self.decode: Worker | None = None
         self.prefill: Worker | None = None
         """Where the current attempt was placed, or the last one; `is_at_*` while it counts there."""
+        self.placement: Placement | None = None
+        self.is_computing = False
+        """Its prompt counts as work to be done at `placement.computing`."""
+        self.prompt_hashes: Sequence[int] | None = None
+        """The prompt's KV blocks as prefix caches know them, once they were asked for."""
         self.is_at_decode = False
         self.is_at_prefill = False
         self.avoided: set[int] = set()
@@ -107,6 +125,11 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.request_id} {self.lifecycle.state} prompt={len(self.spec.prompt)} output={len(self.output)}>"
+
+    @property
+    def explanation(self) -> Mapping[str, Any]:
+        """Why it was placed where it was, for people; empty until it is placed."""
+        return self.placement.explanation if self.placement is not None else {}
 
     @property
     def total_tokens(self) -> int:
@@ -135,21 +158,18 @@ class Request:
         self.end = end
         self._news.set()
 
-    async def deltas(self) -> AsyncIterator[Delta]:
-        """Everything that comes, gathered while the caller was busy; ends when the request has ended (see `end`)."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            ended = self.end is not None
-            if self._delta:
-                delta, self._delta = self._delta, Delta()
-                yield delta
-            if ended:
-                return
+    def tell(self, news: asyncio.Event) -> None:
+        """From now on `news` is set when something comes; so one reader can wait for several requests."""
+        if self._news.is_set():
+            news.set()
+        self._news = news
 
-    async def wait_started(self) -> None:
-        """Returns when there is a first token or an end: only then is it known how the answer begins."""
-        await self._news.wait()
+    def take(self) -> Delta:
+        """Everything that has come since it was last taken; may be empty."""
+        delta = self._delta
+        if delta:
+            self._delta = Delta()
+        return delta
 
     def _release(self, text: str) -> None:
         """A token's logprobs go out with its first character: those of a held-back token stay held."""
@@ -161,13 +181,3 @@ class Request:
             ready += 1
         self._delta.logprobs += self._held_logprobs[:ready]
         del self._held_logprobs[:ready]
-
-
-def join(deltas: Sequence[Delta]) -> Delta:
-    """One delta of several, in order."""
-    whole = Delta()
-    for delta in deltas:
-        whole.token_ids += delta.token_ids
-        whole.logprobs += delta.logprobs
-    whole.text = "".join(delta.text for delta in deltas)
-    return whole

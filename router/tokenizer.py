@@ -53,6 +53,10 @@ class TextTokenizer:
             return self._encode(text, add_special_tokens)
         return await asyncio.to_thread(self._encode, text, add_special_tokens)
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of a prompt, special tokens and all."""
+        return str(self.backend.decode(list(tokens), skip_special_tokens=False))
+
     async def encode_chat(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> list[int]:
         """The chat template's tokens; the template writes its own special tokens."""
         if self._chat_template is None:

@@ -15,6 +15,7 @@ from protocol.ids import draw_incarnation
 from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
 from router.accounting import Accounting
+from router.answers import Answers
 from router.config import RouterConfig
 from router.dispatch import Dispatcher
 from router.model import ModelInfo
@@ -159,7 +160,7 @@ def test_every_accepted_request_ends_exactly_once_and_leaves_nothing(operations:
         assert world.metrics.value("serval_num_requests_running") == 0
         assert world.metrics.value("serval_num_requests_waiting") == 0
         for request in world.requests:
-            received = [token async for delta in request.deltas() for token in delta.token_ids]
+            received = [token for delta in await Answers([request]).whole() for token in delta.token_ids]
             assert received == request.output
             assert request.end is not None
             if request.end.outcome is Outcome.LENGTH:
@@ -174,11 +175,11 @@ async def test_what_a_slow_client_has_not_taken_comes_in_one_piece() -> None:
     request = world.accept()
     world.hear()
     world.say(world.tasks[0], 1, None)
-    deltas = request.deltas()
-    assert len((await anext(deltas)).token_ids) == 1
+    pieces = Answers([request]).pieces()
+    assert len((await anext(pieces))[0].delta.token_ids) == 1
     for _ in range(3):
         world.say(world.tasks[0], 1, None)
-    assert len((await anext(deltas)).token_ids) == 3
+    assert len((await anext(pieces))[0].delta.token_ids) == 3
 
 
 async def test_a_retry_is_counted_against_max_retries_not_for_ever() -> None:

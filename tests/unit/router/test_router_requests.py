@@ -10,8 +10,11 @@ from protocol import cluster_pb2, serval_pb2
 from protocol.errors import InvalidRequest
 from protocol.ids import draw_incarnation
 from router.admission import Admission
+from router.config import RouterConfig
+from router.grpc_admission import GrpcAdmission
 from router.model import ModelInfo
-from router.openai_requests import ChatRequest, CompletionRequest, parse
+from router.openai_parse import parse
+from router.openai_requests import ChatRequest, CompletionRequest
 from router.tokenizer import TextTokenizer
 from router.workers import Membership
 from telemetry.metrics import Metrics
@@ -34,12 +37,27 @@ def members() -> Membership:
 
 @pytest.fixture
 def admission(folder: Path, members: Membership) -> Admission:
-    return Admission(ModelInfo.from_folder(MODEL, folder), TextTokenizer.from_folder(folder), members)
+    return Admission(RouterConfig(model=MODEL, model_dir=folder), ModelInfo.from_folder(MODEL, folder), TextTokenizer.from_folder(folder), members)
+
+
+@pytest.fixture
+def grpc_admission(folder: Path, admission: Admission) -> GrpcAdmission:
+    return GrpcAdmission(admission, ModelInfo.from_folder(MODEL, folder), TextTokenizer.from_folder(folder))
+
+
+def structured(**kind: Any) -> serval_pb2.Sampling:
+    return serval_pb2.Sampling(structured_output=serval_pb2.StructuredOutput(**kind))
 
 
 async def admit(admission: Admission, kind: type[Any], body: dict[str, Any]) -> Any:
     request = parse(kind, json.dumps(body).encode())
-    return await (admission.chat(request) if kind is ChatRequest else admission.completion(request))
+    call = await (admission.chat(request) if kind is ChatRequest else admission.completion(request))
+    assert (len(call.prompts), call.n) == (1, 1)
+    return call.prompts[0]
+
+
+def schema_format(schema: object) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
 BAD_BOTH: list[tuple[dict[str, Any], str]] = [
@@ -69,7 +87,8 @@ BAD_BOTH: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"٣": 1}}, "logit_bias"),
     ({"logit_bias": {str(VOCABULARY): 1}}, "logit_bias"),
     ({"logit_bias": [1]}, "logit_bias"),
-    ({"seed": -1}, "seed"),
+    ({"seed": -(2**63) - 1}, "seed"),
+    ({"seed": 2**63}, "seed"),
     ({"seed": 1.5}, "seed"),
     ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
     ({"min_tokens": CONTEXT}, "min_tokens"),
@@ -84,15 +103,35 @@ BAD_BOTH: list[tuple[dict[str, Any], str]] = [
     ({"ignore_eos": 1}, "ignore_eos"),
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-    ({"n": 2}, "n"),
+    ({"n": 0}, "n"),
+    ({"n": -1}, "n"),
+    ({"n": 129}, "n"),
     ({"n": True}, "n"),
     ({"best_of": 2}, "best_of"),
-    ({"echo": True}, "echo"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
     ({"suffix": "x"}, "suffix"),
     ({"tools": [{}]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"functions": [{}]}, "functions"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.name"),
+    ({"response_format": schema_format({"type": "strin"})}, "response_format"),
+    ({"response_format": schema_format({"not": {}})}, "response_format"),
+    ({"response_format": schema_format(False)}, "response_format"),
+    ({"response_format": schema_format({"enum": ["x" * 70000]})}, "response_format"),
+    ({"guided_json": "{"}, "guided_json"),
+    ({"guided_regex": "("}, "guided_regex"),
+    ({"guided_choice": []}, "guided_choice"),
+    ({"guided_choice": [""]}, "guided_choice[0]"),
+    ({"guided_grammar": "start: x"}, "guided_grammar"),
+    ({"ebnf": "::="}, "ebnf"),
+    ({"structured_outputs": {"regex": "(?=x)"}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"structural_tag": "x"}}, "structural_tag"),
+    ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
+    ({"include_stop_str_in_output": True}, "include_stop_str_in_output"),
+    ({"skip_special_tokens": False}, "skip_special_tokens"),
     ({"modalities": ["audio"]}, "modalities"),
     ({"reasoning_effort": "low"}, "reasoning_effort"),
     ({"nonsense": 1}, "nonsense"),
@@ -106,8 +145,13 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+    ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "messages[0].tool_calls[0].function"),
     ({"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]}, "tool_calls"),
+    ({"echo": True}, "echo"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "x" * 2 * CONTEXT}]}, "messages"),
     ({"logprobs": 1}, "logprobs"),
@@ -127,8 +171,10 @@ BAD_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [-1]}, "prompt"),
     ({"prompt": [VOCABULARY]}, "prompt"),
     ({"prompt": [2**40]}, "prompt"),
-    ({"prompt": ["a", "b"]}, "prompt"),
-    ({"prompt": [[1], [2]]}, "prompt"),
+    ({"prompt": ["a", ""]}, "prompt"),
+    ({"prompt": ["a", [1]]}, "prompt"),
+    ({"prompt": [[1], [VOCABULARY]]}, "prompt"),
+    ({"prompt": ["a"] * 129}, "prompt"),
     ({"prompt": "x" * CONTEXT}, "prompt"),
     ({"prompt": [1] * CONTEXT}, "prompt"),
     ({"logprobs": 21}, "logprobs"),
@@ -244,7 +290,13 @@ async def test_the_context_is_what_the_workers_can_hold(admission: Admission, me
         (serval_pb2.GenerateRequest(token_ids=serval_pb2.TokenIds(ids=[])), "token_ids"),
         (serval_pb2.GenerateRequest(token_ids=serval_pb2.TokenIds(ids=[VOCABULARY])), "token_ids"),
         (serval_pb2.GenerateRequest(chat=serval_pb2.Chat()), "chat"),
-        (serval_pb2.GenerateRequest(chat=serval_pb2.Chat(messages=[serval_pb2.ChatMessage(role="tool")])), "chat"),
+        (serval_pb2.GenerateRequest(chat=serval_pb2.Chat(messages=[serval_pb2.ChatMessage(role="x")])), "chat"),
+        (serval_pb2.GenerateRequest(chat=serval_pb2.Chat(messages=[serval_pb2.ChatMessage(role="tool")])), "messages[0].tool_call_id"),
+        (serval_pb2.GenerateRequest(text="x", n=129), "n"),
+        (serval_pb2.GenerateRequest(text="x", sampling=structured(regex="(")), "structured_output.regex"),
+        (serval_pb2.GenerateRequest(text="x", sampling=structured(json_schema="{")), "structured_output.json_schema"),
+        (serval_pb2.GenerateRequest(text="x", sampling=structured(json_schema="[]")), "structured_output.json_schema"),
+        (serval_pb2.GenerateRequest(text="x", sampling=structured(grammar="")), "structured_output.grammar"),
         (serval_pb2.GenerateRequest(text="x", stop=[""]), "stop"),
         (serval_pb2.GenerateRequest(text="x", stop=["a"] * 17), "stop"),
         (serval_pb2.GenerateRequest(text="x", sampling=serval_pb2.Sampling(max_tokens=0)), "max_tokens"),
@@ -253,16 +305,20 @@ async def test_the_context_is_what_the_workers_can_hold(admission: Admission, me
         (serval_pb2.GenerateRequest(text="x", sampling=serval_pb2.Sampling(presence_penalty=9)), "presence_penalty"),
     ],
 )
-async def test_grpc_refuses_by_the_same_rules(admission: Admission, request_: serval_pb2.GenerateRequest, field: str) -> None:
+async def test_grpc_refuses_by_the_same_rules(
+    grpc_admission: GrpcAdmission, request_: serval_pb2.GenerateRequest, field: str
+) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        await admission.grpc(request_)
+        await grpc_admission.generate(request_)
     assert caught.value.field == field
     assert field in str(caught.value)
 
 
-async def test_grpc_and_http_ask_for_the_same(admission: Admission) -> None:
+async def test_grpc_and_http_ask_for_the_same(admission: Admission, grpc_admission: GrpcAdmission) -> None:
     sampling = serval_pb2.Sampling(seed=5, max_tokens=7, temperature=0.5)
     chat = serval_pb2.Chat(messages=[serval_pb2.ChatMessage(role="user", content="the stop")])
-    over_grpc = await admission.grpc(serval_pb2.GenerateRequest(chat=chat, sampling=sampling, stop=["x"]))
-    body = {**CHAT, "seed": 5, "max_tokens": 7, "temperature": 0.5, "stop": "x"}
-    assert over_grpc == await admit(admission, ChatRequest, body)
+    sampling.structured_output.json_schema = '{"type": "integer"}'
+    over_grpc = await grpc_admission.generate(serval_pb2.GenerateRequest(chat=chat, sampling=sampling, stop=["x"], n=3))
+    response_format = schema_format({"type": "integer"})
+    body = {**CHAT, "seed": 5, "max_tokens": 7, "temperature": 0.5, "stop": "x", "n": 3, "response_format": response_format}
+    assert over_grpc == await admission.chat(parse(ChatRequest, json.dumps(body).encode()))
