@@ -1,0 +1,154 @@
+"""A prefill and a decode worker, real to the last byte, in one process; the test is their router."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from decode.config import DecodeConfig
+from decode.worker import DecodeWorker
+from engine.config import EngineConfig
+from kvtransfer.config import TransferConfig
+from prefill.config import PrefillConfig
+from prefill.worker import PrefillWorker
+from protocol import cluster_pb2, cluster_pb2_grpc
+from protocol.sampling import SamplingParams
+from telemetry.metrics import Metrics
+from worker.config import LinkConfig
+from worker.spec import WorkerSpec
+
+WAIT_S = 20.0
+
+
+@dataclass
+class Told:
+    """What a decode worker told about one request."""
+
+    outputs: list[cluster_pb2.RequestOutput] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for output in self.outputs for token in output.token_ids]
+
+    @property
+    def ended(self) -> cluster_pb2.Ended | None:
+        return self.outputs[-1].ended if self.outputs and self.outputs[-1].HasField("ended") else None
+
+    async def until_tokens(self, count: int) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while len(self.tokens) < count and self.ended is None:
+                self.news.clear()
+                await self.news.wait()
+
+    async def until_ended(self) -> cluster_pb2.Ended:
+        await self.until_tokens(1 << 30)
+        assert self.ended is not None
+        return self.ended
+
+
+class TestRouter(cluster_pb2_grpc.RouterLinkServicer):
+    """The router's end of the workers' streams."""
+
+    __test__ = False
+
+    def __init__(self) -> None:
+        self.peers: dict[str, cluster_pb2.Peer] = {}
+        self.told: dict[int, Told] = {}
+        self._numbers = itertools.count(1)
+        self._orders: asyncio.Queue[cluster_pb2.FromRouter] = asyncio.Queue()
+        self._joined = asyncio.Event()
+
+    async def Connect(self, messages: Any, context: Any) -> AsyncIterator[cluster_pb2.FromRouter]:  # noqa: N802
+        hello = (await anext(aiter(messages))).hello
+        self.peers[hello.peer.name] = hello.peer
+        yield cluster_pb2.FromRouter(welcome=cluster_pb2.Welcome(router=cluster_pb2.Peer(name="router-0", incarnation=1)))
+        reader = asyncio.create_task(self._read(messages))
+        self._joined.set()
+        try:
+            while hello.role == cluster_pb2.ROLE_DECODE:
+                yield await self._orders.get()
+            await reader
+        finally:
+            reader.cancel()
+
+    async def until_joined(self, *names: str) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while not self.peers.keys() >= set(names):
+                self._joined.clear()
+                await self._joined.wait()
+
+    def submit(
+        self, prompt: list[int], params: SamplingParams, *, prefill: str | None = "prefill-0", output_tokens: int = 0
+    ) -> Told:
+        """`prefill`: the worker to compute the prompt; None: the decode worker itself."""
+        number = next(self._numbers)
+        told = self.told[number] = Told()
+        submit = cluster_pb2.Submit(
+            request=number,
+            request_id=f"request-{number}",
+            prompt=prompt,
+            sampling=params.to_proto(),
+            prefill=self.peers[prefill] if prefill else None,
+            timeout_s=WAIT_S,
+            output_tokens=output_tokens,
+        )
+        self._orders.put_nowait(cluster_pb2.FromRouter(submit=submit))
+        return told
+
+    async def _read(self, messages: Any) -> None:
+        async for message in messages:
+            for output in message.step.outputs:
+                told = self.told[output.request]
+                told.outputs.append(output)
+                told.news.set()
+
+
+@dataclass
+class Pair:
+    router: TestRouter
+    decode: DecodeWorker
+    prefill_metrics: Metrics
+    decode_metrics: Metrics
+
+
+@contextlib.asynccontextmanager
+async def running_pair(
+    model_dir: Path, *, engine: dict[str, Any] | None = None, decode: dict[str, Any] | None = None
+) -> AsyncIterator[Pair]:
+    router = TestRouter()
+    server = grpc.aio.server()
+    cluster_pb2_grpc.add_RouterLinkServicer_to_server(router, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    settings = {"dtype": "float32", "device": "cpu", "threads": 1, "kv_memory_bytes": 8 << 20, "check_integrity": True}
+
+    def spec(name: str) -> WorkerSpec:
+        return WorkerSpec(
+            name=name,
+            host="127.0.0.1",
+            routers=(address,),
+            model="tiny",
+            model_dir=model_dir,
+            engine=EngineConfig(**settings | (engine or {})),
+            transfer=TransferConfig(landing_bytes=8 << 20),
+            link=LinkConfig(),
+        )
+
+    prefill_metrics, decode_metrics = Metrics("prefill", "prefill-0"), Metrics("decode", "decode-0")
+    prefill_worker = PrefillWorker(spec("prefill-0"), PrefillConfig(), prefill_metrics)
+    decode_worker = DecodeWorker(spec("decode-0"), DecodeConfig(**decode or {}), decode_metrics)
+    try:
+        await prefill_worker.start()
+        await decode_worker.start()
+        await router.until_joined("prefill-0", "decode-0")
+        yield Pair(router, decode_worker, prefill_metrics, decode_metrics)
+    finally:
+        await decode_worker.stop(5)
+        await prefill_worker.stop(5)
+        await server.stop(1)
