@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import grpc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from protocol.errors import ConfigError
 from protocol.file_stamp import stamp_of
@@ -39,6 +39,12 @@ class TlsFiles(BaseModel):
 
     certificate: Path = Field(description="PEM file: the certificate, then those that lead to its authority.")
     key: Path = Field(description="PEM file: the certificate's private key, not encrypted. Readable by the process alone.")
+
+    @field_validator("*")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        """Processes of one cluster need not share a working folder."""
+        return path.expanduser().absolute()
 
 
 class PeerTlsFiles(TlsFiles):

@@ -1,42 +1,38 @@
-"""uvicorn inside a loop that is not its own: no signal handlers, no exit of the process, a bounded end."""
+"""uvicorn inside a loop that is not its own: no signal handlers, no exit of the process, a bounded end; TLS where configured."""
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from fastapi import FastAPI
 
 from protocol.errors import ConfigError
+from protocol.tls import TlsIdentity
+from router.config import RouterConfig
+from router.http_connection import ConnectionLimits, limited_connection
+from telemetry.metrics import Metrics
 
-_KEEP_ALIVE_S = 75
 _STARTED_POLL_S = 0.01
 
 
 class HttpServer:
-    """`start` binds before it returns, so `port` is known. Sends each write at once (no Nagle delay), and
-    drops clients that accept nothing for `client_stall_s` while bytes wait for them."""
+    """Binds at once, so `port` is known before `start`. Sends each write at once (no Nagle delay), and drops clients that accept
+    nothing for `client_stall_s` while bytes wait for them. With `tls` nothing is answered in plain text."""
 
-    def __init__(self, host: str, port: int, client_stall_s: float) -> None:
-        self._socket = _bind(host, port, client_stall_s)
+    def __init__(self, config: RouterConfig, tls: TlsIdentity | None, metrics: Metrics) -> None:
+        self._config = config
+        self._tls = tls
+        self._metrics = metrics
+        self._socket = _bind(config.host, config.http_port, config.client_stall_s)
         self.port: int = self._socket.getsockname()[1]
         self._server: _EmbeddedServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self, app: FastAPI) -> None:
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            proxy_headers=False,
-            ws="none",
-            timeout_keep_alive=_KEEP_ALIVE_S,
-        )
-        self._server = _EmbeddedServer(config)
+        self._server = _EmbeddedServer(self._uvicorn_config(app))
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http-server")
         while not self._server.started:
             if self._serving.done():
@@ -52,12 +48,55 @@ class HttpServer:
         self._server.should_exit = True
         await self._serving
 
+    def _uvicorn_config(self, app: FastAPI) -> uvicorn.Config:
+        config = self._config
+        limits = ConnectionLimits(config.max_connections, config.max_header_bytes, config.header_timeout_s)
+        options = uvicorn.Config(
+            app,
+            http=limited_connection(limits, lambda reason: self._metrics.rejections.of(reason=reason).inc()),
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            timeout_keep_alive=round(config.keep_alive_s),
+        )
+        options.load()
+        if self._tls is not None:
+            begun = self._metrics.tls_handshakes.of(surface="http").inc
+            failed = self._metrics.tls_refusals.of(surface="http").inc
+            options.ssl = self._tls.server_context(_counted_handshake(begun, failed))
+        return options
+
 
 class _EmbeddedServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         # Signals belong to whoever runs the process.
         yield
+
+
+def _counted_handshake(begun: Callable[[], None], failed: Callable[[], None]) -> type[ssl.SSLObject]:
+    """The server's end of TLS connections. asyncio tells nobody of those that never come about."""
+
+    class CountedHandshake(ssl.SSLObject):
+        _has_begun = False
+
+        def do_handshake(self) -> None:
+            if not self._has_begun:
+                self._has_begun = True
+                begun()
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError:
+                failed()
+                raise
+
+    return CountedHandshake
 
 
 def _bind(host: str, port: int, client_stall_s: float) -> socket.socket:

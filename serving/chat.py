@@ -6,20 +6,20 @@ import sys
 from rich.console import Console
 
 from protocol.errors import ServalError
-from serving.chat_client import ChatOptions, Conversation, connect, served_model
+from serving.chat_client import ChatOptions, Cluster, Conversation, connect, served_model
 
 HELP = "/reset forgets the conversation, /exit ends it, Ctrl-C stops an answer."
 
 
-def chat(url: str, question: str | None, options: ChatOptions) -> int:
+def chat(cluster: Cluster, question: str | None, options: ChatOptions) -> int:
     """Answers `question`, or talks until /exit. The exit status."""
-    with connect(url) as client:
+    with connect(cluster) as client:
         model = options.model or served_model(client)
         terminal = _Terminal(Conversation(client, dataclasses.replace(options, model=model)))
         if question is not None:
             terminal.answer(question)
             return 0
-        return terminal.talk(model, url)
+        return terminal.talk(model, cluster.url)
 
 
 class _Terminal:

@@ -1,9 +1,11 @@
 """A conversation with a running cluster over its OpenAI HTTP front."""
 
 import json
+import ssl
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -40,6 +42,15 @@ class ChatOptions:
     system: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster as its clients see it. `ca` signs its certificate; None: an authority that this machine trusts."""
+
+    url: str
+    ca: Path | None = None
+    api_key: str = field(default="", repr=False)
 
 
 class Conversation:
@@ -110,19 +121,33 @@ class Conversation:
         }
 
 
-def connect(url: str) -> httpx.Client:
-    """A client for the router at `url`. The environment's proxies are not asked: the cluster is ours."""
+def connect(cluster: Cluster) -> httpx.Client:
+    """A client for the cluster. The environment's proxies are not asked: the cluster is ours. Raises ConfigError."""
     timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     try:
-        return httpx.Client(base_url=url, timeout=timeout, trust_env=False)
+        trust = _trust(cluster)
+        headers = {"Authorization": f"Bearer {cluster.api_key}"} if cluster.api_key else {}
+        return httpx.Client(base_url=cluster.url, headers=headers, timeout=timeout, trust_env=False, verify=trust)
     except httpx.InvalidURL as error:
         raise ConfigError(f"--url: {error}") from error
+
+
+def _trust(cluster: Cluster) -> ssl.SSLContext | bool:
+    """Reading the system's authorities takes longer than a short answer: only where they are needed."""
+    if not cluster.url.startswith("https:"):
+        return False
+    try:
+        return ssl.create_default_context(cafile=cluster.ca)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(f"--ca: {cluster.ca}: {error.strerror or 'holds no certificate in PEM'}") from error
 
 
 def served_model(client: httpx.Client) -> str:
     """The name of the model that the cluster serves. Raises Unavailable when nothing answers there."""
     try:
         response = client.get("/v1/models")
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            raise AnswerFailed(f"{_reason(response)} (--api-key, SERVAL_API_KEY)")
         response.raise_for_status()
         return str(response.json()["data"][0]["id"])
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError) as error:

@@ -11,6 +11,7 @@ import typer
 
 import benchmarks.load
 from protocol.errors import ConfigError, ServalError
+from serving import cli_security
 from serving.config import ServalConfig, load, parse_settings
 
 EXIT_FAILED = 1
@@ -98,6 +99,10 @@ def show_config(config: ServalConfig) -> None:
 def start_chat(
     question: Annotated[str | None, typer.Argument(help="One question. Without it: a conversation.")] = None,
     url: Annotated[str, typer.Option(help="The cluster's HTTP address.")] = "http://127.0.0.1:8000",
+    ca: Annotated[
+        Path | None, typer.Option(envvar="SERVAL_CA", help="PEM file of the authority that signed the cluster's certificate.")
+    ] = None,
+    api_key: Annotated[str, typer.Option(envvar="SERVAL_API_KEY", help="Better in the environment: others see flags.")] = "",
     model: Annotated[str, typer.Option(help="Default: the model that the cluster serves.")] = "",
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: the cluster's.")] = None,
@@ -105,11 +110,13 @@ def start_chat(
 ) -> None:
     """Talk to a running cluster."""
     from serving.chat import chat
-    from serving.chat_client import ChatOptions
+    from serving.chat_client import ChatOptions, Cluster
 
-    raise typer.Exit(chat(url, question, ChatOptions(model, system, temperature, max_tokens)))
+    raise typer.Exit(chat(Cluster(url, ca, api_key), question, ChatOptions(model, system, temperature, max_tokens)))
 
 
+app.add_typer(cli_security.certs, name="certs")
+app.add_typer(cli_security.keys, name="keys")
 app.command(name="bench")(benchmarks.load.run)
 
 

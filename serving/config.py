@@ -14,6 +14,7 @@ from engine.config import EngineConfig
 from kvtransfer.config import TransferConfig
 from prefill.config import PrefillConfig
 from protocol.errors import ConfigError
+from protocol.tls import PeerTlsFiles
 from router.config import RouterConfig
 from serving.model_folder import embedded_folder
 from telemetry.config import TracingConfig
@@ -30,7 +31,7 @@ class ClusterConfig(BaseModel):
     prefill: int = Field(1, ge=1, le=64, description="Prefill workers.")
     decode: int = Field(1, ge=1, le=64, description="Decode workers.")
     host: str = Field(
-        "127.0.0.1", min_length=1, description="Address that every process listens on. Loopback: nothing here authenticates."
+        "127.0.0.1", min_length=1, description="Address that every process listens on. Loopback, unless told otherwise."
     )
     metrics_port: int = Field(
         9100,
@@ -38,6 +39,11 @@ class ClusterConfig(BaseModel):
         le=65535 - 128,
         description="Worker k serves /metrics on this port + 1 + k, prefill workers first. 0: any free ports. "
         "The router's metrics are on its HTTP port.",
+    )
+    tls: PeerTlsFiles | None = Field(
+        None,
+        description="Certificates by which the processes know each other, and without which they let nobody in "
+        "(docs/security.md). None: plain text and no questions.",
     )
     ray: bool = Field(
         False, description="Run the workers as Ray Serve deployments, which Ray restarts, instead of plain processes."

@@ -13,6 +13,7 @@ from serving.announce import announcement
 from serving.child import Child, StartFailed
 from serving.config import ServalConfig
 from serving.display import Display
+from serving.front import front_url, trust_own
 from serving.membership import wait_until_joined
 from serving.ports import ROUTER_PORTS, require_free
 from serving.roles import Member, members, metrics_port
@@ -150,7 +151,8 @@ class Launcher:
                 for slot in self._slots:
                     await slot.was_ready.wait()
                 ready = {slot.member.name: slot.ready for slot in self._slots if slot.ready}
-                await wait_until_joined(f"http://{ready['router'].http}", ready.keys() - {"router"})
+                url = front_url(self._config, str(ready["router"].http))
+                await wait_until_joined(url, ready.keys() - {"router"}, trust_own(self._config))
         except TimeoutError as error:
             late = [slot.member.name for slot in self._slots if slot.ready is None]
             what = f"{', '.join(late)} did not start" if late else "not every worker joined the router"

@@ -1,6 +1,7 @@
 """Asks a router who its workers are."""
 
 import asyncio
+import ssl
 from collections.abc import Set
 from typing import Any
 
@@ -18,18 +19,18 @@ async def workers_of(client: httpx.AsyncClient, router_url: str) -> set[str]:
         return set()
 
 
-async def wait_until_joined(router_url: str, names: Set[str]) -> None:
-    """Returns once all `names` are among the router's workers. The caller sets the deadline."""
-    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False) as client:
+async def wait_until_joined(router_url: str, names: Set[str], trust: ssl.SSLContext | bool = False) -> None:
+    """Returns once all `names` are among the router's workers. The caller sets the deadline. `trust`: httpx's `verify`."""
+    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False, verify=trust) as client:
         while True:
             if names <= await workers_of(client, router_url):
                 return
             await asyncio.sleep(POLL_PERIOD_S)
 
 
-async def describe_workers(router_url: str) -> list[dict[str, Any]]:
+async def describe_workers(router_url: str, trust: ssl.SSLContext | bool = False) -> list[dict[str, Any]]:
     """What the router says of each worker, by name: role, address, metrics_address and more. Raises httpx.HTTPError."""
-    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False, verify=trust) as client:
         return sorted(await _get(client, router_url), key=lambda worker: str(worker["name"]))
 
 

@@ -14,6 +14,8 @@ import sys
 import threading
 from pathlib import Path
 
+import uvloop
+
 from protocol.errors import ConfigError, ServalError
 from serving.config import ServalConfig
 from serving.roles import Member, Server, build
@@ -42,7 +44,7 @@ def main() -> int:
         config = ServalConfig.model_validate_json(_read_config(arguments))
         logs.configure(member.name, config.cluster.log_level)
         server = build(member, config, arguments.router, status.progress)
-        asyncio.run(_serve(server, config, status))
+        uvloop.run(_serve(server, config, status))
     except ConfigError as error:
         status.failed(str(error))
         return EXIT_CONFIG

@@ -16,6 +16,7 @@ from serving.announce import announcement
 from serving.child import environment
 from serving.config import ServalConfig
 from serving.display import Display
+from serving.front import front_url, trust_own
 from serving.launcher import ClusterFailed
 from serving.membership import describe_workers, wait_until_joined
 from serving.ports import ROUTER_PORTS, any_free_port, require_free
@@ -156,20 +157,20 @@ def _wait_running(config: ServalConfig, display: Display, deadline: float) -> No
 
 
 def _wait_joined(config: ServalConfig, deadline: float) -> dict[str, Ready]:
-    url = f"http://{config.router.host}:{config.router.http_port}"
+    http = f"{config.router.host}:{config.router.http_port}"
+    url, trust = front_url(config, http), trust_own(config)
     names = {member.name for member in members(config)[1:]}
 
     async def wait() -> list[dict[str, Any]]:
         async with asyncio.timeout(max(1.0, deadline - time.monotonic())):
-            await wait_until_joined(url, names)
-            return await describe_workers(url)
+            await wait_until_joined(url, names, trust)
+            return await describe_workers(url, trust)
 
     try:
         workers = asyncio.run(wait())
     except TimeoutError as error:
         raise ClusterFailed("not every worker joined the router in time (cluster.start_timeout_s)") from error
     host = config.router.host
-    http = url.removeprefix("http://")
     link = f"{host}:{config.router.link_port}"
     router = Ready(grpc=f"{host}:{config.router.grpc_port}", metrics=http, http=http, link=link)
     return {"router": router} | {one["name"]: Ready(one["address"], one["metrics_address"]) for one in workers}

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from protocol.errors import Unavailable
+from protocol.tls import TlsIdentity
+from router.config import RouterConfig
 from serving.config import ServalConfig
 from serving.status import Ready
 from telemetry.endpoint import MetricsEndpoint
@@ -82,8 +84,8 @@ class _RouterServer:
     def __init__(self, config: ServalConfig, metrics: Metrics, tracing: Tracing) -> None:
         from router.router import Router
 
-        self._config = config.router
-        self._router = Router(config.router, metrics, tracing)
+        self._config = _with_link_tls(config)
+        self._router = Router(self._config, metrics, tracing)
         self._tracing = tracing
 
     async def start(self) -> Ready:
@@ -128,6 +130,7 @@ class _WorkerServer:
             transfer=config.transfer,
             link=config.link,
             metrics_address=self._endpoint.address,
+            tls=TlsIdentity(tls.of_role(member.role), "cluster.tls") if (tls := config.cluster.tls) else None,
             tracing=tracing,
             progress=progress,
         )
@@ -148,6 +151,13 @@ class _WorkerServer:
     async def check_health(self) -> None:
         if not self._worker.is_healthy:
             raise Unavailable("the engine has stopped, or its steps keep failing")
+
+
+def _with_link_tls(config: ServalConfig) -> RouterConfig:
+    """The router's settings; towards workers it is what cluster.tls says, unless it was told otherwise."""
+    if config.router.link_tls is not None or config.cluster.tls is None:
+        return config.router
+    return config.router.model_copy(update={"link_tls": config.cluster.tls.of_role("router")})
 
 
 def _worker(member: Member, spec: WorkerSpec, config: ServalConfig, metrics: Metrics) -> "PrefillWorker | DecodeWorker":

@@ -5,6 +5,7 @@ import asyncio
 from protocol.errors import ConfigError
 from serving.config import ServalConfig
 from serving.display import Display
+from serving.front import exposures
 from serving.model_folder import embedded_folder
 
 
@@ -13,6 +14,8 @@ def up(config: ServalConfig) -> int:
     with Display() as display:
         if config.model == embedded_folder() and not config.model.is_dir():
             _convert_embedded_model(display)
+        for exposure in exposures(config):
+            display.line(f"warning: {exposure}")
         if config.cluster.ray:
             from serving.ray_app import run as run_on_ray
 

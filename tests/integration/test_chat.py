@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving.chat_client import AnswerFailed, ChatOptions, Conversation, connect, served_model
+from serving.chat_client import Cluster as ClusterAddress
 from tests.integration.router_support import MODEL, WAIT_S, Cluster, cluster, positional_answer, write_model_folder
 
 TEXT = "Hello the stop again! "
@@ -22,7 +23,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 def ask(one: Cluster, *questions: str, **options: object) -> Conversation:
     """Asks one question after the other; runs in a thread."""
-    with connect(one.url) as client:
+    with connect(ClusterAddress(one.url)) as client:
         conversation = Conversation(client, ChatOptions(served_model(client), **options))  # type: ignore[arg-type]
         for question in questions:
             for _ in conversation.ask(question):
@@ -52,7 +53,7 @@ async def test_figures_count_the_answers_tokens(running: Cluster) -> None:
 
 async def test_a_refused_question_is_said_and_forgotten(running: Cluster) -> None:
     async with running.worker(answer=positional_answer(TEXT)):
-        with connect(running.url) as client, pytest.raises(AnswerFailed, match="another-model"):
+        with connect(ClusterAddress(running.url)) as client, pytest.raises(AnswerFailed, match="another-model"):
             conversation = Conversation(client, ChatOptions("another-model"))
             await asyncio.to_thread(list, conversation.ask("hi"))
     assert conversation.messages == []
@@ -70,7 +71,7 @@ async def test_an_answer_that_fails_midway_is_an_error(running: Cluster) -> None
 
 async def test_what_was_answered_before_a_stop_stays_in_the_history(running: Cluster) -> None:
     def ask_and_stop() -> list[dict[str, str]]:
-        with connect(running.url) as client:
+        with connect(ClusterAddress(running.url)) as client:
             conversation = Conversation(client, ChatOptions(MODEL))
             answer = conversation.ask("one")
             piece = next(answer)

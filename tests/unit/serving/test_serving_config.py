@@ -70,7 +70,7 @@ def test_what_is_printed_can_be_read_again(tmp_path: Path) -> None:
         ("engine__block_size", 0, "engine.block_size: must be greater than or equal to 1, not 0"),
         ("engine__dtype", "float8", "engine.dtype: must be 'auto', 'float32' or 'bfloat16', not 'float8'"),
         ("cluster__decode", "many", "cluster.decode: must be a valid integer"),
-        ("router__policy", "best", "router.policy: must be 'least_loaded' or 'round_robin', not 'best'"),
+        ("router__policy", "best", "router.policy: must be 'prefix_aware', 'least_loaded' or 'round_robin', not 'best'"),
         ("engine__blok_size", 4, "engine.blok_size: no such setting; did you mean block_size?"),
         ("engin__block_size", 4, "engin: no such setting; did you mean engine?"),
         ("engine__kv_memory_bytes", "lots", "engine.kv_memory_bytes: must be a size like 512MiB or 1GiB, not 'lots'"),
