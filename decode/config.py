@@ -1,5 +1,7 @@
 """Settings of the decode worker."""
 
+from typing import Annotated, Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -8,11 +10,11 @@ class DecodeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    local_prefill_max_tokens: int = Field(
-        16,
-        ge=0,
-        description="Prompts whose uncached rest is at most this many tokens are computed here: a transfer would cost more. "
-        "One block by default; 0 sends every prompt to a prefill worker.",
+    local_prefill_max_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Prompts whose uncached rest is at most this many tokens are computed here: a transfer would cost more. auto: "
+        "learned from what both ways take, beginning with one block, at most one chunk (engine.max_batch_tokens). 0 sends every "
+        "prompt to a prefill worker.",
     )
     max_waiting: int = Field(1024, ge=1, description="Requests waiting for KV blocks; more are refused as overloaded.")
     headroom_blocks: int = Field(

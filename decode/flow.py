@@ -38,6 +38,8 @@ class Flow:
         self._settling: asyncio.Task[None] | None = None
         self._reservation = Reservation(request, parts)
         self._in_engine = False
+        self._computes_here: tuple[int, float] | None = None
+        """Prompt tokens that the engine has to compute for it, and since when; None once they brought a token."""
         self._engine_end: asyncio.Future[SequenceUpdate] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
 
@@ -61,6 +63,7 @@ class Flow:
         now = time.monotonic()
         if request.decode_started_at is None and update.token_ids:
             request.decode_started_at = now
+            self._observe_computed_here(now)
         if update.token_ids:
             request.lifecycle.advance(Event.TOKENS if request.lifecycle.can(Event.TOKENS) else Event.FIRST_TOKEN)
         ended = None
@@ -77,6 +80,18 @@ class Flow:
         if ending.error is not None:
             return self.request.ended(ending.error.outcome, str(ending.error))
         return self.request.ended(OUTCOME_OF[ending.finish])
+
+    @property
+    def tokens_to_compute(self) -> int:
+        """Prompt tokens that this worker has to compute for it."""
+        return self._sequence.num_remaining if self._computes_here is not None else 0
+
+    def _observe_computed_here(self, now: float) -> None:
+        if self._computes_here is not None:
+            tokens, since = self._computes_here
+            self._computes_here = None
+            if not self._sequence.num_preemptions:
+                self._parts.break_even.observe_here(tokens, now - since, self._parts.engine.num_running - 1)
 
     # ---- the way
 
@@ -125,6 +140,7 @@ class Flow:
         peer = parts.peers.get(request.prefill)
         remote = self._remote = RemotePrefill(peer, parts.receiver, parts.quarantine, request.lease, parts.config)
         request.lifecycle.advance(Event.PREFILL_CALLED)
+        uncached_tokens, called_at = self._sequence.num_remaining, time.monotonic()
         remote.start(self._prefill_request())
         try:
             await self._prepare()  # while the prompt is computed
@@ -146,6 +162,8 @@ class Flow:
         timings.transfer_exposed_s = max(0.0, landed.last_verified_s - remote.first_token_at)
         timings.transfer_bytes = landed.bytes
         parts.metrics.kv_transfer_exposed.of().observe(timings.transfer_exposed_s)
+        parts.transfers.add(landed.bytes, timings.transfer_exposed_s)
+        parts.break_even.observe_elsewhere(uncached_tokens, landed.last_verified_s - called_at, parts.engine.num_running)
         self._settle()
         sequence = self._sequence
         sequence.num_computed = sequence.num_given
@@ -197,6 +215,7 @@ class Flow:
         self._parts.metrics.local_prefills.of(reason=self._reservation.local_reason or "unknown").inc()
         request.lifecycle.advance(Event.PREFILL_CHOSEN_LOCALLY)
         request.timings.prefilled_locally = True
+        self._computes_here = self._sequence.num_remaining, time.monotonic()
         self._to_engine()
 
     def _to_engine(self) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from decode.admission import AdmissionLine
+from decode.break_even import BreakEven
 from decode.config import DecodeConfig
 from decode.prefill_client import PrefillPeers
 from decode.quarantine import Quarantine
@@ -11,6 +12,7 @@ from engine.loop import EngineLoop
 from kvtransfer.receiver import Receiver
 from protocol.ids import Incarnation
 from telemetry.metrics import Metrics
+from telemetry.recent import RecentRate
 from telemetry.tracing import Tracing
 
 
@@ -25,6 +27,9 @@ class Parts:
     peers: PrefillPeers
     quarantine: Quarantine
     line: AdmissionLine
+    break_even: BreakEven
+    transfers: RecentRate
+    """KV bytes landed per second that a request had to wait for them: what overlap hides costs nothing."""
     config: DecodeConfig
     metrics: Metrics
     tracing: Tracing

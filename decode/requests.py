@@ -62,6 +62,16 @@ class Requests:
         for flow in lost:
             flow.cancel()
 
+    def describe_load(self, load: cluster_pb2.LoadReport) -> None:
+        """Fills in what only the role knows."""
+        parts = self._parts
+        load.waiting = max(0, len(self) - load.running)
+        load.waiting_for_blocks = len(parts.line)
+        load.queued_tokens = sum(flow.tokens_to_compute for flow in self._by_key.values())
+        load.transfer_bytes_per_s = parts.transfers.per_second
+        load.local_prefill_max_tokens = parts.break_even.max_tokens
+        parts.metrics.local_prefill_max_tokens.of().set(parts.break_even.max_tokens)
+
     # ---- the engine's results
 
     def on_updates(self, updates: Iterable[SequenceUpdate]) -> None:

@@ -1,5 +1,6 @@
 """What a request must hold before anything is computed: KV blocks, and a landing slot where the prompt comes from elsewhere."""
 
+from decode.break_even import Here
 from decode.parts import Parts
 from decode.request import DecodeRequest
 from engine.block_allocator import OutOfBlocks
@@ -7,9 +8,8 @@ from kvtransfer.landing import SlotState
 from protocol.errors import InvalidRequest, Overloaded
 from protocol.ids import BlockId, Incarnation
 
-# Part of `serval_local_prefills_total{reason}`.
+# Part of `serval_local_prefills_total{reason}`; so is what decode/break_even.py says.
 NO_PREFILL_WORKER = "no_prefill_worker"
-SHORT = "short"
 LANDING_TOO_SMALL = "landing_too_small"
 LANDING_QUARANTINED = "landing_quarantined"
 
@@ -23,6 +23,7 @@ class Reservation:
         self._sequence = request.sequence
         self._parts = parts
         self.local_reason: str | None = None
+        self._choice: tuple[int, Here | None] | None = None
 
     def attempt(self) -> bool:
         """Takes everything, or nothing and returns False. Raises InvalidRequest for what would never fit."""
@@ -50,11 +51,17 @@ class Reservation:
     def _reason_to_prefill_here(self, cached_blocks: int) -> str | None:
         if self._request.prefill is None:
             return NO_PREFILL_WORKER
-        if self._sequence.num_remaining <= self._parts.config.local_prefill_max_tokens:
-            return SHORT
+        if (choice := self._choose(self._sequence.num_remaining)) is not None:
+            return choice
         if self._given_blocks - cached_blocks > self._parts.receiver.max_blocks:
             return LANDING_TOO_SMALL
         return None
+
+    def _choose(self, uncached_tokens: int) -> Here | None:
+        """Asked once: attempts repeat while a request waits in line, and trials are counted."""
+        if self._choice is None or self._choice[0] != uncached_tokens:
+            self._choice = uncached_tokens, self._parts.break_even.choose(uncached_tokens)
+        return self._choice[1]
 
     def _reserve_landing(self, first_block: int) -> bool:
         """False: no slot is free now. All in quarantine: none will be soon, so compute here."""

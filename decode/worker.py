@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable
 
 from decode.admission import AdmissionLine
+from decode.break_even import BreakEven
 from decode.config import DecodeConfig
 from decode.parts import Parts
 from decode.prefill_client import PrefillPeers
@@ -22,6 +23,7 @@ from engine.sequence import SequenceUpdate
 from kvtransfer.receiver import Receiver
 from protocol import cluster_pb2
 from telemetry.metrics import Metrics
+from telemetry.recent import RecentRate
 from worker.node import WorkerNode
 from worker.spec import WorkerSpec
 
@@ -63,6 +65,10 @@ class DecodeWorker:
             peers=peers,
             quarantine=quarantine,
             line=line,
+            break_even=BreakEven(
+                self._config.local_prefill_max_tokens, engine.kv_cache.block_size, spec.engine.max_batch_tokens
+            ),
+            transfers=RecentRate(),
             config=self._config,
             metrics=self._metrics,
             tracing=spec.tracing,
@@ -70,7 +76,7 @@ class DecodeWorker:
         requests = self._requests = Requests(parts)
         parts.engine_loop.start()
         self._janitor = asyncio.create_task(quarantine.run(), name="quarantine")
-        node.dial_routers(requests)
+        node.dial_routers(requests, requests.describe_load)
         logger.info("serving on %s", address)
         return address
 

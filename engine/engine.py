@@ -26,6 +26,7 @@ from engine.native.decoder import why_not
 from engine.native.library import load_library
 from engine.placement import choose_device, choose_dtype, choose_max_model_len, count_blocks
 from engine.prompt_logprobs import score_prompts
+from engine.recent_steps import RecentSteps
 from engine.sampler import Sampler
 from engine.scheduler import Schedule, Scheduler
 from engine.sequence import Sequence, SequenceUpdate
@@ -67,6 +68,7 @@ class Engine:
         self.wakeup = threading.Event()
         self.steps = 0
         """Forward passes so far."""
+        self.recent = RecentSteps()
         shape = model.config
         self._attention = SdpaAttention(pool, Shape(shape.num_heads, shape.num_kv_heads, shape.head_dim))
         self._grammars = grammars
@@ -183,6 +185,7 @@ class Engine:
             updates = self._publish(self._run(schedule, started_s))
         step_s = time.monotonic() - started_s
         self._metrics.observe(schedule, started_s, step_s, self.num_running, self.num_waiting)
+        self.recent.observe(schedule, step_s)
         return updates
 
     def fail(self, error: Exception) -> list[SequenceUpdate]:

@@ -26,6 +26,7 @@ from protocol.lifecycle import Event, State
 from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
 from telemetry import span_names
+from telemetry.recent import RecentRate
 from telemetry.tracing import TraceContext, Tracing
 from worker.wire import logprobs_to_proto
 
@@ -47,10 +48,16 @@ class Jobs:
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
+        self._transfers = RecentRate()
         self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
         return len(self._by_key)
+
+    def describe_load(self, load: cluster_pb2.LoadReport) -> None:
+        """Fills in what only the role knows."""
+        load.queued_tokens = sum(job.sequence.num_remaining for job in self._by_key.values() if not job.computed.done())
+        load.transfer_bytes_per_s = self._transfers.per_second
 
     def attach(self, engine_loop: EngineLoop) -> None:
         """The loop that runs the engine; it calls back into this object, so it is made after it."""
@@ -94,6 +101,8 @@ class Jobs:
                 yield self._sent(None, str(job.refused or "no transfer was opened"))
                 return
             result = await asyncio.wrap_future(job.transfer.done)
+            if result.error is None:
+                self._transfers.add(result.bytes, result.exposed_s)
             job.lifecycle.advance(Event.WRITTEN if result.error is None else Event.ABORTED)
             yield self._sent(result, str(result.error) if result.error else "")
         finally:

@@ -53,7 +53,7 @@ class PrefillWorker:
         self._engine_loop.start()
         cluster_pb2_grpc.add_PrefillServiceServicer_to_server(PrefillService(jobs), node.server.server)
         address = await node.listen()
-        node.dial_routers(NoOrders())
+        node.dial_routers(NoOrders(), jobs.describe_load)
         logger.info("serving on %s", address)
         return address
 

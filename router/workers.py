@@ -44,7 +44,6 @@ class Worker:
     """Requests, and their prompt tokens, that the last report cannot have counted."""
     computing_tokens: int = 0
     """Prompt tokens that this router sent here to be computed, as far as it knows uncached, and that have brought no token."""
-    computing_tokens_at_report: int = 0
     step_times: RecentLine = field(default_factory=RecentLine)
     """The time between two tokens by the number of running requests, from its reports."""
     last_pick: int = 0
@@ -81,8 +80,11 @@ class Worker:
 
     @property
     def queued_tokens(self) -> int:
-        """Prompt tokens to be computed there first: this router's own, and other routers' as of the last report."""
-        elsewhere = max(0, self.load.queued_tokens - self.computing_tokens_at_report)
+        """Prompt tokens to be computed there first: this router's own, and of what the last report counted the share that is
+        other routers' by requests. (By tokens it cannot be told: a prompt that waits is reported whole, for what of it is cached
+        shows when its turn comes.)"""
+        reported = self.load.running + self.load.waiting
+        elsewhere = self.load.queued_tokens * self.load_elsewhere // reported if reported else 0
         return self.computing_tokens + elsewhere
 
     @property
@@ -111,7 +113,6 @@ class Worker:
             self.progressed_at = now
         self.load = load
         self.in_flight_at_report = self.in_flight
-        self.computing_tokens_at_report = self.computing_tokens
         if load.running and load.step_s:
             self.step_times.add(load.running, load.step_s)
         self.sent_since_report = self.sent_tokens_since_report = 0

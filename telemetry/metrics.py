@@ -52,12 +52,22 @@ class Metrics:
         self._constant = {"role": role, "worker": name}
 
         # ---- requests, as the router sees them
-        self.requests = self._counter("requests", "Requests ended, by the one outcome of each", ["outcome"])
-        self.rejections = self._counter("rejections", "Requests refused before they were accepted", ["reason"])
+        self.requests = self._counter("requests", "Requests ended, by the one outcome of each", ["outcome", "tenant"])
+        self.rejections = self._counter(
+            "rejections", "Requests refused before they were accepted, by outcome or by the limit reached", ["reason", "tenant"]
+        )
+        self.queue_length = self._gauge(
+            "queue_length", "Requests in the router's own line, where tenants take turns", ["tenant"]
+        )
+        self.cost = self._counter(
+            "cost_dollars",
+            "Worker time at the configured prices; reason: served, failed, or retried elsewhere",
+            ["pool", "tenant", "reason"],
+        )
         self.requests_running = self._gauge("num_requests_running", "Requests being computed")
         self.requests_waiting = self._gauge("num_requests_waiting", "Requests accepted and not yet computed")
         self.time_to_first_token = self._histogram(
-            "time_to_first_token_seconds", "Arrival to the first token leaving the router", TTFT_BUCKETS
+            "time_to_first_token_seconds", "Arrival to the first token leaving the router", TTFT_BUCKETS, ["tenant"]
         )
         self.inter_token_latency = self._histogram(
             "inter_token_latency_seconds", "Between two tokens of one answer", ITL_BUCKETS
@@ -73,8 +83,8 @@ class Metrics:
         self.prefill_time = self._histogram("request_prefill_time_seconds", "Computing the prompt", E2E_BUCKETS)
         self.transfer_time = self._histogram("request_transfer_time_seconds", "First to last layer", TRANSFER_BUCKETS)
         self.decode_time = self._histogram("request_decode_time_seconds", "First decode step to the end", E2E_BUCKETS)
-        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed")
-        self.generation_tokens = self._counter("generation_tokens", "Answer tokens produced")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed", ["tenant"])
+        self.generation_tokens = self._counter("generation_tokens", "Answer tokens produced", ["tenant"])
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "ISL of a request", TOKENS_BUCKETS)
         self.request_generation_tokens = self._histogram("request_generation_tokens", "OSL of a request", TOKENS_BUCKETS)
         self.workers = self._gauge("workers", "Live worker streams of this router", ["pool"])
@@ -103,6 +113,9 @@ class Metrics:
             "num_requests_waiting_for_blocks", "Requests in decode's admission line: they wait for KV blocks or a landing slot"
         )
         self.local_prefills = self._counter("local_prefills", "Prompts that decode computed by itself", ["reason"])
+        self.local_prefill_max_tokens = self._gauge(
+            "local_prefill_max_tokens", "Longest uncached rest of a prompt that decode computes by itself, as learned"
+        )
         self.loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop runs", TRANSFER_BUCKETS)
 
         # ---- security
@@ -145,8 +158,10 @@ class Metrics:
         return generate_latest(self.registry)
 
     def value(self, name: str, **labels: str) -> float:
-        """One sample's current value (0 where it does not exist yet), for tests and status pages."""
-        return self.registry.get_sample_value(name, {**self._constant, **labels}) or 0.0
+        """The sum over the samples that carry these labels, whatever others they have (0 where there is none yet), for tests and
+        status pages."""
+        samples = (sample for metric in self.registry.collect() for sample in metric.samples if sample.name == name)
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> "Bound[Counter]":
         return Bound(Counter(f"serval_{name}", text, self._names(labels), registry=self.registry), self._constant)

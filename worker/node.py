@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.engine import Engine
@@ -35,6 +36,7 @@ class WorkerNode:
         self._engine = engine
         self._metrics = metrics
         self._links: list[RouterLink] = []
+        self._describe_load: Callable[[cluster_pb2.LoadReport], None] = lambda load: None
         self._lag_probe: asyncio.Task[None] | None = None
 
     async def listen(self) -> str:
@@ -44,8 +46,9 @@ class WorkerNode:
         self._lag_probe = asyncio.create_task(self._probe_lag())
         return self.peer.address
 
-    def dial_routers(self, handler: OrderHandler) -> None:
-        """From now on routers know this worker, and lose it only with its streams."""
+    def dial_routers(self, handler: OrderHandler, describe_load: Callable[[cluster_pb2.LoadReport], None]) -> None:
+        """From now on routers know this worker, and lose it only with its streams. `describe_load` fills in what the role knows."""
+        self._describe_load = describe_load
         reports = CacheReports(self._engine.kv_cache, self.spec.link.cache_report_period_s)
         self._links = [
             RouterLink(address, self._hello(), self._load, handler, self.spec.link, reports, self.spec.tls)
@@ -67,6 +70,7 @@ class WorkerNode:
         await self.server.stop(grace_s)
 
     def _hello(self) -> cluster_pb2.Hello:
+        pool = self._engine.pool
         return cluster_pb2.Hello(
             role=self._role,
             peer=self.peer,
@@ -76,16 +80,23 @@ class WorkerNode:
             kv_blocks=self._engine.kv_cache.num_blocks,
             max_model_len=self._engine.max_model_len,
             metrics_address=self.spec.metrics_address,
+            max_sequences=self.spec.engine.max_sequences,
+            kv_token_bytes=pool.num_layers * pool.entry_width * pool.dtype.itemsize,
         )
 
     def _load(self) -> cluster_pb2.LoadReport:
-        return cluster_pb2.LoadReport(
-            running=self._engine.num_running,
-            waiting=self._engine.num_waiting,
-            kv_blocks_used=self._engine.kv_cache.num_held,
-            kv_blocks_total=self._engine.kv_cache.num_blocks,
-            steps=self._engine.steps,
+        engine = self._engine
+        load = cluster_pb2.LoadReport(
+            running=engine.num_running,
+            waiting=engine.num_waiting,
+            kv_blocks_used=engine.kv_cache.num_held,
+            kv_blocks_total=engine.kv_cache.num_blocks,
+            steps=engine.steps,
+            prefill_tokens_per_s=engine.recent.prefill_tokens_per_s,
+            step_s=engine.recent.step_s,
         )
+        self._describe_load(load)
+        return load
 
     async def _probe_lag(self) -> None:
         """Measures how late the event loop runs: the first thing to look at when tokens stutter."""

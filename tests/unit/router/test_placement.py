@@ -90,6 +90,10 @@ def prepare(cluster: Cluster, setup: Setup) -> None:
             cluster.workers[name].in_flight = value
         elif what == "draining":
             cluster.workers[name].is_draining = value
+        elif what == "others":  # tokens of prompts that another router sent
+            cluster.report(name, queued_tokens=value, waiting=1)
+        elif what == "fast_with_others":
+            cluster.report(name, queued_tokens=value, waiting=1, prefill_tokens_per_s=3000.0)
         else:
             cluster.report(name, **{what: value})
 
@@ -101,13 +105,13 @@ def prepare(cluster: Cluster, setup: Setup) -> None:
         ([("p1", "cache", 8)], ("p1", Reason.PREFIX)),
         ([("p0", "cache", 8), ("p1", "cache", 32)], ("p1", Reason.PREFIX)),
         # The longer queue outweighs the cache, or does not.
-        ([("p1", "cache", 32), ("p1", "queued_tokens", 400)], ("p1", Reason.PREFIX)),
-        ([("p1", "cache", 32), ("p1", "queued_tokens", 700)], ("p0", Reason.LOAD)),
-        ([("p0", "queued_tokens", 300)], ("p1", Reason.LOAD)),
+        ([("p1", "cache", 32), ("p1", "others", 400)], ("p1", Reason.PREFIX)),
+        ([("p1", "cache", 32), ("p1", "others", 700)], ("p0", Reason.LOAD)),
+        ([("p0", "others", 300)], ("p1", Reason.LOAD)),
         ([("p1", "prefill_tokens_per_s", 3000.0)], ("p1", Reason.LOAD)),
-        ([("p1", "prefill_tokens_per_s", 3000.0), ("p1", "queued_tokens", 2500)], ("p0", Reason.LOAD)),
+        ([("p1", "fast_with_others", 2500)], ("p0", Reason.LOAD)),
         # One that has measured nothing is as fast as its neighbours.
-        ([("p0", "prefill_tokens_per_s", 0.0), ("p1", "queued_tokens", 100)], ("p0", Reason.LOAD)),
+        ([("p0", "prefill_tokens_per_s", 0.0), ("p1", "others", 100)], ("p0", Reason.LOAD)),
         ([("p1", "draining", True)], ("p0", Reason.ONLY_ONE)),
         ([("p0", "draining", True), ("p1", "draining", True)], (None, Reason.NONE)),
         # So short a rest is computed at once where it is needed.
@@ -141,7 +145,7 @@ async def test_prefill(setup: Setup, picked: tuple[str | None, Reason]) -> None:
         ([("d0", "kv_blocks_used", 1000), ("d1", "kv_blocks_used", 1000)], ("d0", Reason.TURN)),
         # Its own short rest beats the way over a prefill worker with a queue.
         (
-            [("p0", "queued_tokens", 5000), ("p1", "queued_tokens", 5000), ("d1", "local_prefill_max_tokens", 2000)],
+            [("p0", "others", 5000), ("p1", "others", 5000), ("d1", "local_prefill_max_tokens", 2000)],
             ("d1", Reason.LOAD),
         ),
     ],
@@ -219,12 +223,12 @@ async def test_what_was_computed_no_longer_counts_and_others_work_counts_by_the_
     worker = cluster.workers["p0"]
     first = cluster.send()
     assert worker.queued_tokens == first.uncached_tokens == 1024
-    cluster.report("p0", queued_tokens=1524)  # 500 are another router's
-    assert worker.queued_tokens == 1524
+    cluster.report("p0", queued_tokens=1500, waiting=3)  # two are another router's
+    assert worker.queued_tokens == 1024 + 1000
     second = cluster.send()  # expected to be cached by then, but for the last token
     assert second.uncached_tokens == 1
     cluster.placer.computed(first)
-    assert worker.queued_tokens == 501
+    assert worker.queued_tokens == 1 + 1000
     cluster.report("p0", queued_tokens=0)
     cluster.placer.computed(second)
     assert (worker.queued_tokens, worker.computing_tokens) == (0, 0)
