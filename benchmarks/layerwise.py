@@ -104,7 +104,12 @@ def run(
     problem: str | None = None
     try:
         settings = {
-            mode: read_settings(model, [f"engine.dtype={dtype}", *(setting or []), f"transfer.mode={mode}"]) for mode in MODES
+            mode: read_settings(
+                model,
+                # Every prompt moves: decode would learn to compute the short ones by itself.
+                [f"engine.dtype={dtype}", "decode.local_prefill_max_tokens=0", *(setting or []), f"transfer.mode={mode}"],
+            )
+            for mode in MODES
         }
         for kind in links or list(LinkKind):
             reports.extend(_measure_link(kind, slow_mbit, settings, plan))
