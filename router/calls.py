@@ -9,6 +9,7 @@ from router.answers import Answers
 from router.caller import Caller
 from router.dispatch import Dispatcher
 from router.request import GenerateSpec, Request
+from telemetry.tracing import NO_CONTEXT, TraceContext
 
 _SEEDS = 2**63
 
@@ -21,14 +22,21 @@ class Call:
     n: int = 1
 
 
-def start(dispatcher: Dispatcher, call: Call, request_id: RequestId, caller: Caller, timeout_s: float | None = None) -> Answers:
+def start(
+    dispatcher: Dispatcher,
+    call: Call,
+    request_id: RequestId,
+    caller: Caller,
+    timeout_s: float | None = None,
+    trace: TraceContext = NO_CONTEXT,
+) -> Answers:
     """Has every request of the call accepted, or none: raises what the dispatcher raised."""
     requests: list[Request] = []
     try:
         for spec in call.prompts:
             for copy in range(call.n):
                 name = RequestId(f"{request_id}-{len(requests)}") if requests else request_id
-                requests.append(dispatcher.accept(name, _nth(spec, copy), caller, timeout_s))
+                requests.append(dispatcher.accept(name, _nth(spec, copy), caller, timeout_s, trace))
     except ServalError:
         abandon(dispatcher, Answers(requests))
         raise

@@ -14,6 +14,7 @@ from router import calls
 from router.accounting import Accounting
 from router.admission import Admission
 from router.answers import Answers
+from router.call_trace import CallTrace, Operation, context_of
 from router.caller import Caller
 from router.dispatch import Dispatcher
 from router.grpc_admission import GrpcAdmission
@@ -22,6 +23,7 @@ from router.model import ModelInfo
 from router.request import Request
 from router.request_id import request_ids
 from router.tokenizer import TextTokenizer
+from telemetry.tracing import OFF, Tracing
 
 CODES = {
     Outcome.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -48,6 +50,7 @@ class ServalService(serval_pb2_grpc.ServalServicer):
         dispatcher: Dispatcher,
         accounting: Accounting,
         caller_of: Callable[[str | None], Caller],
+        tracing: Tracing = OFF,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -56,6 +59,7 @@ class ServalService(serval_pb2_grpc.ServalServicer):
         self._dispatcher = dispatcher
         self._accounting = accounting
         self._caller_of = caller_of
+        self._tracing = tracing
 
     async def Generate(  # noqa: N802
         self, request: serval_pb2.GenerateRequest, context: Any
@@ -65,15 +69,19 @@ class ServalService(serval_pb2_grpc.ServalServicer):
         client_id, request_id = request_ids(_metadata(context).get("x-request-id"))
         try:
             caller = self._caller(context)
-            self._dispatcher.check_capacity()
-            call = await self._grpc_admission.generate(request)
-            answers = calls.start(self._dispatcher, call, request_id, caller, remaining_s)
+            operation: Operation = "chat" if request.WhichOneof("prompt") == "chat" else "text_completion"
+            trace = CallTrace(self._tracing, operation, self._model.name, context_of(_metadata(context)))
+            with trace.accepting():
+                self._dispatcher.check_capacity()
+                call = await self._grpc_admission.generate(request)
+                answers = calls.start(self._dispatcher, call, request_id, caller, remaining_s, trace.context)
         except ServalError as error:
             await self._refuse(context, error)
+        trace.describe(call, answers, is_stream=True)
         choices = [GrpcChoice(index, each) for index, each in enumerate(answers.requests)]
         try:
             await answers.wait_started()
-            await context.send_initial_metadata(_reply_metadata(context, answers, client_id))
+            await context.send_initial_metadata([*_reply_metadata(context, answers, client_id), *trace.headers])
             async for pieces in answers.pieces():
                 for piece in pieces:
                     yield choices[piece.choice].response(piece)
@@ -81,6 +89,7 @@ class ServalService(serval_pb2_grpc.ServalServicer):
         finally:
             late = deadline is not None and asyncio.get_running_loop().time() >= deadline
             calls.abandon(self._dispatcher, answers, Outcome.DEADLINE if late else Outcome.CANCELLED)
+            trace.finish(answers)
         if failed is not None and failed.end is not None:
             await context.abort(CODES[failed.end.outcome], _message(failed), _retry_after(failed.end.retry_after_s))
 

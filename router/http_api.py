@@ -3,6 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from fastapi import Request as HttpRequest
@@ -11,6 +12,7 @@ from starlette.responses import Response
 from router import calls
 from router.admission import Admission
 from router.answers import Answers
+from router.call_trace import CallTrace, Operation, context_of
 from router.calls import Call
 from router.chat_choice import ChatChoice
 from router.completion_choice import CompletionChoice
@@ -22,6 +24,7 @@ from router.openai_answers import OpenAiReply, Reply
 from router.openai_parse import parse
 from router.openai_requests import ChatRequest, CompletionRequest, SamplingFields
 from router.tokenizer import TextTokenizer
+from telemetry.tracing import OFF, Tracing
 
 AnyAsked = TypeVar("AnyAsked", bound=SamplingFields)
 
@@ -33,20 +36,28 @@ class Endpoint(Generic[AnyAsked]):
     kind: type[AnyAsked]
     admit: Callable[[AnyAsked], Awaitable[Call]]
     reply: Callable[[AnyAsked, Call, Answers], Reply]
+    operation: Operation = "chat"
 
 
 class OpenAiFront:
     """Answers the generating endpoints. A refused body never reaches the dispatcher."""
 
     def __init__(
-        self, config: RouterConfig, door: Door, tokenizer: TextTokenizer, admission: Admission, dispatcher: Dispatcher
+        self,
+        config: RouterConfig,
+        door: Door,
+        tokenizer: TextTokenizer,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        tracing: Tracing = OFF,
     ) -> None:
         self._model = config.model
         self._door = door
         self._tokenizer = tokenizer
         self._dispatcher = dispatcher
+        self._tracing = tracing
         self._chat = Endpoint(ChatRequest, admission.chat, self._chat_reply)
-        self._completion = Endpoint(CompletionRequest, admission.completion, self._completion_reply)
+        self._completion = Endpoint(CompletionRequest, admission.completion, self._completion_reply, "text_completion")
 
     async def chat(self, http: HttpRequest) -> Response:
         return await self.answer(http, self._chat)
@@ -59,13 +70,17 @@ class OpenAiFront:
 
         async def handle(visit: Visit) -> Response:
             body = await self._door.body(visit)
-            self._dispatcher.check_capacity()
-            asked = parse(endpoint.kind, body)
-            call = await endpoint.admit(asked)
-            answers = calls.start(self._dispatcher, call, visit.request_id, visit.caller)
+            trace = CallTrace(self._tracing, endpoint.operation, self._model, context_of(http.headers))
+            visit.headers.extend((name.encode(), value.encode()) for name, value in trace.headers)
+            with trace.accepting():
+                self._dispatcher.check_capacity()
+                asked = parse(endpoint.kind, body)
+                call = await endpoint.admit(asked)
+                answers = calls.start(self._dispatcher, call, visit.request_id, visit.caller, trace=trace.context)
+            trace.describe(call, answers, bool(asked.stream))
             reply = endpoint.reply(asked, call, answers)
             explains = http.headers.get("x-serval-debug") == "1"
-            return AnswerResponse(reply, self._abandon, bool(asked.stream), visit.headers, explains)
+            return AnswerResponse(reply, partial(self._abandon, trace), bool(asked.stream), visit.headers, explains)
 
         return await self._door.let_in(http, handle)
 
@@ -83,5 +98,6 @@ class OpenAiFront:
         name = f"{prefix}-{answers.requests[0].request_id}"
         return {"id": name, "object": kind, "created": int(time.time()), "model": self._model}
 
-    def _abandon(self, answers: Answers) -> None:
+    def _abandon(self, trace: CallTrace, answers: Answers) -> None:
         calls.abandon(self._dispatcher, answers)
+        trace.finish(answers)
