@@ -1,12 +1,13 @@
 """One answer in the words of /v1/completions, with the prompt before it where it is to be echoed."""
 
+import codecs
 from collections.abc import Sequence
 
 from protocol.serval_pb2 import TokenLogprob, TokenLogprobs
 from router.chat_choice import finish_reason
 from router.openai_answers import Json
 from router.request import Delta, Request, TokenInfo
-from router.tokenizer import Detokenizer, TextTokenizer
+from router.tokenizer import TextTokenizer
 
 
 class CompletionChoice:
@@ -52,11 +53,11 @@ class CompletionChoice:
     def _prompt_tokens(self) -> list[TokenInfo]:
         if not self._echo or self._request.spec.sampling.logprobs is None:
             return []
-        detokenizer, offset = Detokenizer(self._tokenizer), 0
+        decoder, offset = codecs.getincrementaldecoder("utf-8")("replace"), 0
         infos = []
         for token_id, logprobs in zip(self._request.spec.prompt, self._request.prompt_logprobs, strict=True):
             infos.append(TokenInfo(logprobs, offset))
-            offset += len(detokenizer.push(token_id))
+            offset += len(decoder.decode(self._tokenizer.token_bytes.of(token_id)[1]))
         return infos
 
     def _answer_tokens(self, delta: Delta) -> list[TokenInfo]:

@@ -11,12 +11,12 @@ from protocol.errors import InvalidRequest
 
 AnyRequest = TypeVar("AnyRequest", bound=BaseModel)
 
-_HARMLESS = frozenset(
+ACCEPTED_AND_UNUSED = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 )
 """They change no answer: accepted and not used."""
 
-_NO_OPS: Mapping[str, tuple[Any, ...]] = {
+REFUSED_BUT_FOR: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -69,13 +69,13 @@ def validated(kind: type[AnyRequest], content: Mapping[str, Any]) -> AnyRequest:
 def _asks_for_nothing(kind: type[BaseModel], name: str, value: Any) -> bool:
     if name in kind.model_fields:
         return value is None and not kind.model_fields[name].is_required()
-    if name in _HARMLESS:
+    if name in ACCEPTED_AND_UNUSED:
         return True
-    if name in _NO_OPS and (value is None or any(value == no_op and type(value) is type(no_op) for no_op in _NO_OPS[name])):
+    if (nothing := REFUSED_BUT_FOR.get(name)) is None:
+        return False
+    if value is None or any(value == each and type(value) is type(each) for each in nothing):
         return True
-    if name in _NO_OPS:
-        raise InvalidRequest(f"{name} is not supported by this server", name)
-    return False
+    raise InvalidRequest(f"{name} is not supported by this server", name)
 
 
 def _named(kind: type[BaseModel], error: ValidationError) -> InvalidRequest:
