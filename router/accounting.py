@@ -1,23 +1,49 @@
-"""A request's figures, taken where they are known, into telemetry's metrics."""
+"""A request's figures, taken where they are known, into telemetry's metrics and its own summary."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from prometheus_client import Counter, Histogram
 
 from protocol import cluster_pb2
 from protocol.errors import ServalError
+from router.caller import ANONYMOUS, Caller
 from router.placement import Placement
 from router.request import End, Request
+from router.tenants import LimitReached
+from telemetry.cost import CostConfig
 from telemetry.metrics import Metrics
+
+
+class Spent(StrEnum):
+    """What became of the worker time of one attempt; a metric label."""
+
+    SERVED = "served"
+    FAILED = "failed"
+    RETRIED = "retried"
+    """Another worker went on with the request."""
+
+
+@dataclass(frozen=True)
+class _TenantMetrics:
+    """Children that are touched for every token, looked up once."""
+
+    time_to_first_token: Histogram
+    generation_tokens: Counter
 
 
 class Accounting:
     """Every accepted request reaches `ended` exactly once; every refused one reaches `refused`."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, prices: CostConfig) -> None:
         self._metrics = metrics
-        # Children are looked up once: these are touched for every token.
+        self._prices = {"prefill": prices.prefill, "decode": prices.decode}
         self._inter_token_latency = metrics.inter_token_latency.of()
-        self._generation_tokens = metrics.generation_tokens.of()
+        self._by_tenant: dict[str, _TenantMetrics] = {}
 
-    def refused(self, error: ServalError) -> None:
-        self._metrics.rejections.of(reason=str(error.outcome)).inc()
+    def refused(self, error: ServalError, caller: Caller = ANONYMOUS) -> None:
+        reason = error.limit if isinstance(error, LimitReached) else str(error.outcome)
+        self._metrics.rejections.of(reason=reason, tenant=caller.tenant).inc()
 
     def placement(self, placement: Placement) -> None:
         placements, policy = self._metrics.placements, placement.policy
@@ -31,21 +57,51 @@ class Accounting:
         self._metrics.requests_running.of().set(running)
         self._metrics.requests_waiting.of().set(waiting)
 
+    def line_length(self, request: Request, change: int) -> None:
+        self._metrics.queue_length.of(tenant=request.charge.tenant.name).inc(change)
+
     def tokens(self, request: Request, count: int, now: float) -> None:
         """`count` tokens of one engine step have come. Tokens of one step share the time since the last one."""
-        timeline = request.timeline
+        timeline, metrics = request.timeline, self._of(request.charge.tenant.name)
         if timeline.last_token is None:
             timeline.first_token = now
-            self._metrics.time_to_first_token.of().observe(now - timeline.arrived)
+            metrics.time_to_first_token.observe(now - timeline.arrived)
         else:
             for _ in range(count):
                 self._inter_token_latency.observe((now - timeline.last_token) / count)
         timeline.last_token = now
-        self._generation_tokens.inc(count)
+        metrics.generation_tokens.inc(count)
 
-    def worker_timings(self, timings: cluster_pb2.Timings) -> None:
-        """What only the workers know; `timings` as they came with the request's end."""
-        self._metrics.queue_time.of().observe(timings.queue_s + timings.prefill_queue_s)
+    def attempt_ended(self, request: Request, timings: cluster_pb2.Timings, spent: Spent) -> None:
+        """What only the workers know; `timings` as they came with the attempt's end. An attempt whose worker died has none, so
+        its cost stays unknown."""
+        self._durations(request, timings)
+        standby = request.placement.standby if request.placement is not None else None
+        worker = None if timings.prefilled_locally else request.prefill or standby
+        request.figures.prefill_worker = worker.name if worker is not None else ""
+        self._spend(request, "decode" if worker is None else "prefill", timings.prefill_busy_s, spent)
+        self._spend(request, "decode", timings.decode_busy_s, spent)
+
+    def ended(self, request: Request, end: End) -> None:
+        metrics, timeline, tenant = self._metrics, request.timeline, request.charge.tenant.name
+        metrics.requests.of(outcome=str(end.outcome), tenant=tenant).inc()
+        speed = _tokens_per_second(request)
+        self._fill_figures(request, speed)
+        if not end.outcome.is_success:
+            return
+        metrics.e2e_latency.of().observe((timeline.ended or timeline.arrived) - timeline.arrived)
+        metrics.prompt_tokens.of(tenant=tenant).inc(len(request.spec.prompt))
+        metrics.request_prompt_tokens.of().observe(len(request.spec.prompt))
+        metrics.request_generation_tokens.of().observe(len(request.output))
+        if speed is not None:
+            metrics.time_per_output_token.of().observe(1 / speed if speed else 0.0)
+            if speed:
+                metrics.user_tokens_per_second.of().observe(speed)
+
+    def _durations(self, request: Request, timings: cluster_pb2.Timings) -> None:
+        timeline = request.timeline
+        in_line_s = (timeline.submitted or timeline.arrived) - timeline.arrived
+        self._metrics.queue_time.of().observe(in_line_s + timings.queue_s + timings.prefill_queue_s)
         if timings.prefill_s:
             self._metrics.prefill_time.of().observe(timings.prefill_s)
         if timings.transfer_bytes:
@@ -53,17 +109,33 @@ class Accounting:
         if timings.decode_s:
             self._metrics.decode_time.of().observe(timings.decode_s)
 
-    def ended(self, request: Request, end: End) -> None:
-        metrics, timeline = self._metrics, request.timeline
-        metrics.requests.of(outcome=str(end.outcome)).inc()
-        if not end.outcome.is_success:
-            return
-        metrics.e2e_latency.of().observe((timeline.ended or timeline.arrived) - timeline.arrived)
-        metrics.prompt_tokens.of().inc(len(request.spec.prompt))
-        metrics.request_prompt_tokens.of().observe(len(request.spec.prompt))
-        metrics.request_generation_tokens.of().observe(len(request.output))
-        if len(request.output) > 1 and timeline.first_token is not None and timeline.last_token is not None:
-            per_token_s = (timeline.last_token - timeline.first_token) / (len(request.output) - 1)
-            metrics.time_per_output_token.of().observe(per_token_s)
-            if per_token_s > 0:
-                metrics.user_tokens_per_second.of().observe(1 / per_token_s)
+    def _spend(self, request: Request, pool: str, busy_s: float, spent: Spent) -> None:
+        cost_usd = self._prices[pool].of(busy_s)
+        if cost_usd:
+            self._metrics.cost.of(pool=pool, tenant=request.charge.tenant.name, reason=str(spent)).inc(cost_usd)
+            request.figures.cost_usd += cost_usd
+
+    def _fill_figures(self, request: Request, speed: float | None) -> None:
+        figures, timeline = request.figures, request.timeline
+        if timeline.first_token is not None:
+            figures.ttft_s = timeline.first_token - timeline.arrived
+        figures.tokens_per_second = speed or 0.0
+        if request.decode is not None:
+            figures.decode_worker = request.decode.name
+
+    def _of(self, tenant: str) -> _TenantMetrics:
+        metrics = self._by_tenant.get(tenant)
+        if metrics is None:
+            metrics = self._by_tenant[tenant] = _TenantMetrics(
+                self._metrics.time_to_first_token.of(tenant=tenant), self._metrics.generation_tokens.of(tenant=tenant)
+            )
+        return metrics
+
+
+def _tokens_per_second(request: Request) -> float | None:
+    """The first token apart; None for an answer of one, 0 where all came at once."""
+    timeline = request.timeline
+    if len(request.output) < 2 or timeline.first_token is None or timeline.last_token is None:
+        return None
+    seconds = timeline.last_token - timeline.first_token
+    return (len(request.output) - 1) / seconds if seconds > 0 else 0.0

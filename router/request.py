@@ -11,6 +11,7 @@ from protocol.lifecycle import Lifecycle, Role
 from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
 from router.caller import ANONYMOUS, Caller
+from router.tenants import Charge
 from router.text import AnswerText
 from telemetry.tracing import NO_CONTEXT
 
@@ -25,6 +26,7 @@ class GenerateSpec:
 
     `echo` is the prompt's text where the client wants it back before the answer. `is_prompt_only`: the client wants no answer at
     all, so the one token that has to be drawn is not shown. `session`: what a client calls several requests that belong together.
+    `shown_tokens`: special tokens that have text in this answer.
     """
 
     prompt: tuple[int, ...]
@@ -33,6 +35,7 @@ class GenerateSpec:
     echo: str | None = None
     is_prompt_only: bool = False
     session: str = ""
+    shown_tokens: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,11 +88,22 @@ class Request:
     """
 
     def __init__(
-        self, request_id: RequestId, spec: GenerateSpec, text: AnswerText, timeline: Timeline, caller: Caller = ANONYMOUS
+        self,
+        request_id: RequestId,
+        spec: GenerateSpec,
+        text: AnswerText,
+        timeline: Timeline,
+        charge: Charge,
+        caller: Caller = ANONYMOUS,
     ) -> None:
         self.request_id = request_id
         self.spec = spec
+        self.charge = charge
         self.caller = caller
+        self.sibling_of: Request | None = None
+        """The request with the same prompt to which this is another answer."""
+        self.siblings: list[Request] = []
+        """Those that wait until this one's decode worker has the prompt."""
         self.text = text
         self.timeline = timeline
         self.lifecycle = Lifecycle(Role.ROUTER)

@@ -130,18 +130,16 @@ class Tenant:
         self.open_requests += 1
         return charge
 
-    def settle(self, charge: "Charge", answer_tokens: int, was_computed: bool, now: float) -> None:
-        """The request has ended, once. What no worker got is given back whole."""
+    def settle(self, charge: "Charge", answer_tokens: int, was_computed: bool, is_whole: bool, now: float) -> None:
+        """See `Charge.settle`."""
         self.open_requests -= 1
         if was_computed:
             self._take(0, answer_tokens - charge.answer_tokens, now)
         else:
             self._take(-charge.requests, -charge.tokens, now)
-
-    def learn(self, charge: "Charge", answer_tokens: int, now: float) -> None:
-        """A whole answer: what the next one may be expected to take."""
-        self._answer_tokens.add(answer_tokens)
-        self._duration_s.add(now - charge.at)
+        if is_whole:
+            self._answer_tokens.add(answer_tokens)
+            self._duration_s.add(now - charge.at)
 
     def _take(self, requests: int, tokens: int, now: float) -> None:
         self._requests.take(requests, self.limits.requests_per_minute, now)
@@ -161,6 +159,11 @@ class Charge:
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.answer_tokens
+
+    def settle(self, answer_tokens: int, was_computed: bool, is_whole: bool, now: float) -> None:
+        """The request has ended; call once. What no worker computed is given back. Whole answers say what the tenant's next one
+        may be expected to take."""
+        self.tenant.settle(self, answer_tokens, was_computed, is_whole, now)
 
 
 class Tenants:

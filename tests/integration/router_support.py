@@ -14,6 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from protocol import cluster_pb2, cluster_pb2_grpc, serval_pb2
 from protocol.ids import draw_incarnation
+from protocol.peer_stub import dial
+from protocol.tls import TlsIdentity
 from router.config import RouterConfig
 from router.router import BoundPorts, Router
 from telemetry.metrics import Metrics
@@ -67,7 +69,8 @@ def positional_answer(text: str) -> Answer:
 
     def answer(submit: cluster_pb2.Submit) -> Iterable[int]:
         start = len(submit.prompt)
-        return [tokens[position % len(tokens)] for position in range(start, start + submit.sampling.max_tokens)]
+        end = start + submit.sampling.max_tokens - submit.output_tokens
+        return [tokens[position % len(tokens)] for position in range(start, end)]
 
     return answer
 
@@ -92,6 +95,7 @@ class FakeWorker:
         kv_blocks: int = 100,
         hold_after: int | None = None,
         heartbeat_s: float = 0.05,
+        tls: TlsIdentity | None = None,
     ) -> None:
         self.name = name or f"{role}-0"
         self.incarnation = incarnation or draw_incarnation()
@@ -118,7 +122,7 @@ class FakeWorker:
         )
         self._outbox: asyncio.Queue[cluster_pb2.FromWorker] = asyncio.Queue()
         options = [("grpc.use_local_subchannel_pool", 1)]
-        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{router_port}", options=options)
+        self._channel = dial(f"127.0.0.1:{router_port}", "router", tls, options)
         self._tasks: set[asyncio.Task[None]] = set()
         self._welcomed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -93,7 +93,7 @@ async def test_an_answer_goes_on_at_another_worker_without_a_gap(running: Cluste
             again = second.submits[0]
             assert list(again.prompt[: len(submit.prompt)]) == list(submit.prompt)
             assert len(again.prompt) == len(submit.prompt) + tokens_before
-            assert again.sampling.max_tokens == 40 - tokens_before
+            assert (again.output_tokens, again.sampling.max_tokens) == (tokens_before, 40)
             assert again.sampling.seed == submit.sampling.seed
     assert running.outcomes() == {"length": 2}
     assert running.metrics.value("serval_worker_losses_total", pool="decode") >= 1
@@ -139,14 +139,15 @@ async def test_without_another_worker_an_unbegun_request_gets_a_true_503(running
     assert response.headers["retry-after"] == "1"
 
 
-async def test_an_answer_with_presence_penalty_cannot_go_on_and_says_so(running: Cluster) -> None:
+async def test_an_answer_with_penalties_goes_on_with_them_and_what_they_count(running: Cluster) -> None:
     async with running.worker(name="decode-0", answer=positional_answer(TEXT), hold_after=3) as first:
-        asking = asyncio.create_task(post(running, {**STREAM, "presence_penalty": 1.0}))
+        asking = asyncio.create_task(post(running, {**STREAM, "presence_penalty": 1.0, "min_tokens": 20}))
         await running.until(lambda: running.metrics.value("serval_generation_tokens_total") == 3)
         async with running.worker(name="decode-1", answer=positional_answer(TEXT)) as second:
             await first.kill()
-            assert '"error"' in (await asking).text
-            assert second.submits == []
+            assert (await asking).text.endswith("data: [DONE]\n\n")
+            again = second.submits[0]
+            assert (again.output_tokens, again.sampling.min_tokens, again.sampling.presence_penalty) == (3, 20, 1.0)
 
 
 async def test_a_restarted_worker_takes_its_place_at_once(running: Cluster) -> None:

@@ -205,7 +205,7 @@ async def test_the_figures_of_a_request_are_in_the_metrics(running: Cluster) -> 
     ):  # fmt: skip
         assert value(f"serval_{once}_seconds_count") == 1, once
     assert value("serval_workers", pool="decode") == value("serval_workers", pool="prefill") == 1
-    assert value("serval_placements_total", policy="least_loaded", pool="prefill") == 1
+    assert value("serval_placements_total", policy="prefix_aware", pool="prefill") == 1
     text = (await running.http.get("/metrics")).text
-    assert 'serval_requests_total{outcome="length",role="router",worker="router-0"} 1.0' in text
+    assert 'serval_requests_total{outcome="length",role="router",tenant="default",worker="router-0"} 1.0' in text
     await running.until(lambda: value("serval_num_requests_running") == value("serval_num_requests_waiting") == 0)

@@ -22,6 +22,7 @@ from router.model import ModelInfo
 from router.request import GenerateSpec, Request
 from router.tokenizer import TextTokenizer
 from router.workers import Membership, Worker
+from telemetry.cost import CostConfig
 from telemetry.metrics import Metrics
 from tests.integration.router_support import byte_level_tokenizer
 
@@ -53,7 +54,8 @@ class World:
         self.metrics = Metrics("router", "router-0")
         self.members = Membership(cluster_pb2.Peer(name="router-0"), "m", self.metrics)
         settings_ = {"model": "m", "model_dir": "/nowhere", "worker_wait_s": 0.0, **config}
-        self.dispatcher = Dispatcher(RouterConfig(**settings_), MODEL, TOKENIZER, self.members, Accounting(self.metrics))
+        accounting = Accounting(self.metrics, CostConfig())
+        self.dispatcher = Dispatcher(RouterConfig(**settings_), MODEL, TOKENIZER, self.members, accounting)
         self.requests: list[Request] = []
         self.tasks: list[Task] = []
         self.workers: list[Worker] = []
@@ -77,7 +79,8 @@ class World:
                 order = worker.outbox.get_nowait()
                 if order.HasField("submit"):
                     submit = order.submit
-                    self.tasks.append(Task(worker, submit.request, len(submit.prompt), submit.sampling.max_tokens))
+                    left = submit.sampling.max_tokens - submit.output_tokens
+                    self.tasks.append(Task(worker, submit.request, len(submit.prompt), left))
                 elif order.HasField("cancel"):
                     self.tasks = [task for task in self.tasks if task.number != order.cancel.request]
 

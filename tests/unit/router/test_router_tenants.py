@@ -46,9 +46,8 @@ def test_tokens_are_charged_with_the_usual_answer_and_corrected_at_the_end() -> 
     refused = refusal(one, 0.0, prompt=600, answer=100)
     assert refused.limit == "tokens_per_minute"
     assert refused.retry_after_s == pytest.approx((700 - 644) * 60 / 1000)
-    one.settle(charge, answer_tokens=2000, was_computed=True, now=0.0)
+    charge.settle(answer_tokens=2000, was_computed=True, is_whole=True, now=0.0)
     assert refusal(one, 0.0).retry_after_s == pytest.approx((20 + 1100) * 60 / 1000), "what it took beyond the limit is owed"
-    one.learn(charge, 2000, 1.0)
     assert one.admit(1, 5000, 1000.0).answer_tokens == 2000, "as its answers usually are"
     assert one.admit(1, 30, 2000.0).answer_tokens == 30
 
@@ -64,7 +63,7 @@ def test_what_no_worker_computed_is_given_back() -> None:
     one = tenant(tokens_per_minute=100, requests_per_minute=1, max_concurrent=1)
     charge = one.admit(90, 10, 0.0)
     assert refusal(one, 0.0).limit == "max_concurrent"
-    one.settle(charge, answer_tokens=0, was_computed=False, now=0.0)
+    charge.settle(answer_tokens=0, was_computed=False, is_whole=False, now=0.0)
     one.admit(90, 10, 0.0)
 
 
@@ -72,10 +71,9 @@ def test_concurrency_says_when_one_is_likely_to_end() -> None:
     one = tenant(max_concurrent=2)
     charges = [one.admit(1, 10, 0.0) for _ in range(2)]
     assert refusal(one, 1.0).limit == "max_concurrent"
-    one.learn(charges[0], 10, 8.0)
-    assert refusal(one, 8.0).retry_after_s == pytest.approx(4.0), "8 s per answer, two at a time"
-    one.settle(charges[0], 10, True, 8.0)
+    charges[0].settle(10, was_computed=True, is_whole=True, now=8.0)
     one.admit(1, 10, 8.0)
+    assert refusal(one, 8.0).retry_after_s == pytest.approx(4.0), "8 s per answer, two at a time"
 
 
 def test_siblings_are_charged_with_their_answers_and_never_refused() -> None:
@@ -83,7 +81,7 @@ def test_siblings_are_charged_with_their_answers_and_never_refused() -> None:
     one.admit(80, 10, 0.0)
     sibling = one.admit(80, 10, 0.0, is_sibling=True)
     assert (sibling.tokens, one.open_requests) == (10, 2)
-    one.settle(sibling, 10, True, 0.0)
+    sibling.settle(10, was_computed=True, is_whole=True, now=0.0)
     assert refusal(one, 0.0).limit == "max_concurrent"
 
 

@@ -1,0 +1,153 @@
+"""Requests that are accepted and at no worker: in the fair queue while workers have no room, set aside while there is none.
+
+Effects are timers, and calls of what it was given: `place`, which tries to send a request to workers, and `give_up`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from protocol.outcomes import Outcome
+from router.accounting import Accounting
+from router.config import RouterConfig
+from router.fair_queue import FairQueue, Share
+from router.request import End, Request
+from telemetry.recent import RecentRate
+
+logger = logging.getLogger(__name__)
+
+GONE = "the worker that had this request is gone; a retry can help"
+_NO_WORKER = "no decode worker is available; a retry can help"
+_RETURNING = 1001
+"""The class of requests whose client has a part of the answer already: above every class that can be configured."""
+_LONGEST_RETRY_S = 60.0
+"""What lies further away is not known."""
+
+
+class Placed(Enum):
+    """What came of an attempt to place a request."""
+
+    YES = auto()
+    NO_ROOM = auto()
+    """Workers that can take it exist, and have enough to do."""
+    NO_WORKER = auto()
+
+
+@dataclass
+class _Wait:
+    """One request's timers here."""
+
+    queue_timeout: asyncio.TimerHandle
+    worker_wait: asyncio.TimerHandle | None = None
+    """While it is set aside."""
+
+
+class WaitingLine:
+    """Every wait in it has a deadline: `queue_timeout_s` for room, `worker_wait_s` for any worker at all."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        accounting: Accounting,
+        place: Callable[[Request], Placed],
+        give_up: Callable[[Request, End], None],
+    ) -> None:
+        self._config = config
+        self._accounting = accounting
+        self._place = place
+        self._give_up = give_up
+        self._queue: FairQueue[Request] = FairQueue(config.priority_turns)
+        self._set_aside: dict[Request, None] = {}
+        self._waits: dict[Request, _Wait] = {}
+        self._drain = RecentRate()
+        self._moved_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._waits)
+
+    @property
+    def retry_after_s(self) -> float:
+        """When those who wait now will have been placed, at the pace of the last ones."""
+        pace = self._drain.per_second
+        return min(_LONGEST_RETRY_S, len(self) / pace if pace else self._config.queue_timeout_s)
+
+    def displaced_by(self, share: Share) -> Request | None:
+        """Who would have to leave so that one more of this share can wait; None: nobody that has less right to."""
+        return self._queue.displaced_by(share)
+
+    def enter(self, request: Request, *, is_returning: bool = False) -> None:
+        """Queues it; it moves with the next `pump`. Who returns from a lost worker has had its turn, and goes first."""
+        loop = asyncio.get_running_loop()
+        if not self._waits:
+            self._moved_at = loop.time()
+        timer = loop.call_later(self._config.queue_timeout_s, self._on_queue_timeout, request)
+        self._waits[request] = _Wait(timer)
+        self._push(request, is_returning)
+        self._accounting.line_length(request, +1)
+
+    def leave(self, request: Request) -> None:
+        """It was placed, or has ended. Does nothing to one that is not here."""
+        wait = self._waits.pop(request, None)
+        if wait is None:
+            return
+        wait.queue_timeout.cancel()
+        if wait.worker_wait is not None:
+            wait.worker_wait.cancel()
+        self._queue.remove(request)
+        self._set_aside.pop(request, None)
+        self._accounting.line_length(request, -1)
+
+    def pump(self) -> None:
+        """Places whom it can, in turn. To be called whenever workers may have room."""
+        while (request := self._queue.peek()) is not None:
+            try:
+                placed = self._place(request)
+            except Exception:
+                logger.exception("request %s", request.request_id)
+                self._give_up(request, End(Outcome.INTERNAL, "the router failed to place the request"))
+                continue
+            if placed is Placed.NO_ROOM:
+                return
+            if placed is Placed.NO_WORKER:
+                self._put_aside(request)
+                continue
+            self._queue.pop()
+            now = asyncio.get_running_loop().time()
+            self._drain.add(1, now - self._moved_at)
+            self._moved_at = now
+            self.leave(request)
+
+    def on_worker_joined(self) -> None:
+        """Who was set aside may fit there."""
+        for request in list(self._set_aside):
+            del self._set_aside[request]
+            wait = self._waits[request]
+            assert wait.worker_wait is not None
+            wait.worker_wait.cancel()
+            wait.worker_wait = None
+            self._push(request, is_returning=request.retries > 0)
+        self.pump()
+
+    def _push(self, request: Request, is_returning: bool) -> None:
+        share = request.charge.tenant.share
+        if is_returning:
+            self._queue.push(request, replace(share, priority=_RETURNING), cost=0)
+        else:
+            self._queue.push(request, share, cost=request.charge.tokens)
+
+    def _put_aside(self, request: Request) -> None:
+        self._queue.remove(request)
+        self._set_aside[request] = None
+        timer = asyncio.get_running_loop().call_later(self._config.worker_wait_s, self._on_worker_wait_over, request)
+        self._waits[request].worker_wait = timer
+
+    def _on_worker_wait_over(self, request: Request) -> None:
+        self._give_up(request, End(Outcome.UNAVAILABLE, GONE if request.retries else _NO_WORKER))
+        self.pump()
+
+    def _on_queue_timeout(self, request: Request) -> None:
+        message = f"no worker had room within {self._config.queue_timeout_s:g} s (queue_timeout_s); a retry can help"
+        self._give_up(request, End(Outcome.OVERLOADED, message, retry_after_s=self.retry_after_s))
+        self.pump()
