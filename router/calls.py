@@ -34,9 +34,12 @@ def start(
     requests: list[Request] = []
     try:
         for spec in call.prompts:
+            first: Request | None = None
             for copy in range(call.n):
                 name = RequestId(f"{request_id}-{len(requests)}") if requests else request_id
-                requests.append(dispatcher.accept(name, _nth(spec, copy), caller, timeout_s, trace))
+                request = dispatcher.accept(name, _nth(spec, copy), caller, timeout_s, trace, sibling_of=first)
+                first = first or request
+                requests.append(request)
     except ServalError:
         abandon(dispatcher, Answers(requests))
         raise
