@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.tls import PeerTlsFiles, TlsFiles
 from router.tenants import TenantLimits
+from router.tool_calls.formats import ParserName
 from telemetry.cost import CostConfig
 
 PolicyName = Literal["prefix_aware", "least_loaded", "round_robin"]
@@ -44,6 +45,12 @@ class RouterConfig(BaseModel):
     model_dir: Path = Field(description="Folder with tokenizer.json, tokenizer_config.json and config.json.")
     max_model_len: int | None = Field(
         default=None, ge=2, description="Tokens, prompt and answer together. None: what config.json says."
+    )
+
+    tool_parser: ParserName = Field(
+        default="auto",
+        description="How the model writes tool calls. auto: as its chat template shows, or as Hermes and Qwen do. none: tools are "
+        "refused.",
     )
 
     policy: PolicyName = Field(

@@ -1,9 +1,9 @@
 """From an answer's tokens to the text that may go out: detokenised, and cut at the first stop string."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from router.partial_match import possible_beginning
-from router.tokenizer import Detokenizer, TextTokenizer
+from router.tokenizer import TextTokenizer
 
 
 class StopStrings:
@@ -34,10 +34,13 @@ class StopStrings:
 
 
 class AnswerText:
-    """The text of one answer. `released` counts the characters that have been given out, `characters` those decoded."""
+    """The text of one answer. `released` counts the characters that have been given out, `characters` those decoded. `shown` are
+    special tokens that have text in it."""
 
-    def __init__(self, tokenizer: TextTokenizer, stops: Sequence[str], min_tokens: int) -> None:
-        self._detokenizer = Detokenizer(tokenizer)
+    def __init__(
+        self, tokenizer: TextTokenizer, stops: Sequence[str], min_tokens: int, shown: Mapping[int, str] | None = None
+    ) -> None:
+        self._detokenizer = tokenizer.detokenizer(shown)
         self._stops = StopStrings(stops)
         self._min_tokens = min_tokens
         self._tokens = 0
@@ -47,7 +50,7 @@ class AnswerText:
     def push(self, token_id: int) -> tuple[str, bool]:
         """Text that may go out now, and whether a stop string was completed."""
         self._tokens += 1
-        text = self._detokenizer.push(token_id)
+        text = self._detokenizer.push((token_id,))
         return self._feed(text) if text else ("", False)
 
     def finish(self) -> tuple[str, bool]:

@@ -32,7 +32,7 @@ class TokenBytes:
         if token is None:
             return b""
         if self._is_byte_level:
-            return bytes(_BYTE_OF_CHARACTER[character] for character in token if character in _BYTE_OF_CHARACTER)
+            return bytes(BYTE_OF_CHARACTER[character] for character in token if character in BYTE_OF_CHARACTER)
         if match := _BYTE_FALLBACK.fullmatch(token):
             return bytes([int(match[1], 16)])
         return str(token).replace("\u2581", " ").encode()
@@ -45,4 +45,4 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
-_BYTE_OF_CHARACTER = _byte_of_character()
+BYTE_OF_CHARACTER = _byte_of_character()

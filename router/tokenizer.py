@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from protocol.errors import ConfigError, InvalidRequest
 from router.chat_template import ChatTemplate
+from router.detokenizer import ByteLevelDetokenizer, ByteLevelVocabulary, Detokenizer, StreamDetokenizer
+from router.shown_tokens import ShowingDetokenizer
 from router.token_bytes import TokenBytes
-
-REPLACEMENT = "\ufffd"
-_MAX_PENDING_TOKENS = 64
+from router.tool_calls.formats import HERMES, ParserName, ToolFormat, format_of
+from router.tool_calls.tools import Tool
 
 
 class TextTokenizer:
@@ -28,6 +28,7 @@ class TextTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.token_bytes = TokenBytes(tokenizer)
+        self._byte_level = ByteLevelVocabulary.of(tokenizer)
         self._chat_template = chat_template
         self._long_prompt_characters = long_prompt_characters
         self._longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
@@ -57,52 +58,33 @@ class TextTokenizer:
         """The text of a prompt, special tokens and all."""
         return str(self.backend.decode(list(tokens), skip_special_tokens=False))
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> list[int]:
-        """The chat template's tokens; the template writes its own special tokens."""
+    async def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], max_tokens: int, tools: Sequence[Tool] = (), form: ToolFormat | None = None
+    ) -> list[int]:
+        """The chat template's tokens; the template writes its own special tokens. `form`: how calls are written where the
+        template knows no tools."""
         if self._chat_template is None:
             raise InvalidRequest("messages: the model has no chat template; use /v1/completions", "messages")
-        return await self.encode(self._chat_template.render(messages), max_tokens, add_special_tokens=False)
+        text = self._chat_template.render(messages, tools, form or HERMES)
+        return await self.encode(text, max_tokens, add_special_tokens=False)
+
+    def tool_format(self, name: ParserName) -> ToolFormat | None:
+        """How the model writes tool calls; None where tools are refused."""
+        return format_of(name, self._chat_template.tool_source if self._chat_template is not None else "")
+
+    def ids_of(self, texts: Sequence[str]) -> dict[str, int]:
+        """Those of `texts` that are tokens added to the vocabulary, each as a whole: special ones, or told apart like those."""
+        return {
+            token.content: token_id
+            for token_id, token in self.backend.get_added_tokens_decoder().items()
+            if token.content in texts
+        }
+
+    def detokenizer(self, shown: Mapping[int, str] | None = None) -> Detokenizer:
+        """For one answer, in which the special tokens in `shown` have the text given there."""
+        byte_level = self._byte_level
+        inner: Detokenizer = StreamDetokenizer(self.backend) if byte_level is None else ByteLevelDetokenizer(byte_level)
+        return ShowingDetokenizer(inner, shown) if shown else inner
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
-
-
-class Detokenizer:
-    """Turns one answer's tokens into text, never splitting a character: an incomplete one is held until it is whole.
-
-    Special tokens have no text. The pieces concatenated are the decoded answer, without an incomplete last character.
-    """
-
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._backend = tokenizer.backend
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._context: list[int] = []
-        self._pending: list[int] = []
-
-    def push(self, token_id: int) -> str:
-        """The text that this token completes; often empty."""
-        self._pending.append(token_id)
-        try:
-            text = self._stream.step(self._backend, token_id)
-        except Exception:  # bare Exception: the library lost its place, which it does on rare byte sequences
-            return self._restart()
-        if text is not None:
-            self._context, self._pending = self._pending, []
-            return str(text)
-        # A character has at most four bytes: a run this long is not one, and holding it would cost ever more.
-        return self._restart() if len(self._pending) >= _MAX_PENDING_TOKENS else ""
-
-    def flush(self) -> str:
-        """The whole characters still held, at the end of the answer."""
-        return self._decode_pending().rstrip(REPLACEMENT)
-
-    def _restart(self) -> str:
-        text = self._decode_pending()
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._context, self._pending = [], []
-        return text
-
-    def _decode_pending(self) -> str:
-        before = self._backend.decode(self._context, skip_special_tokens=True)
-        whole = self._backend.decode(self._context + self._pending, skip_special_tokens=True)
-        return str(whole[len(before) :])
