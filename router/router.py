@@ -8,19 +8,24 @@ from dataclasses import dataclass
 from protocol import cluster_pb2, cluster_pb2_grpc, serval_pb2, serval_pb2_grpc
 from protocol.errors import ConfigError
 from protocol.ids import ProcessIdentity, draw_incarnation
+from protocol.peer_guard import PeerGuard
 from protocol.server import GrpcServer
+from protocol.tls import TlsIdentity
 from router.accounting import Accounting
 from router.admission import Admission
 from router.config import RouterConfig
 from router.dispatch import Dispatcher
 from router.grpc_api import ServalService
 from router.http_api import OpenAiFront
-from router.http_app import build_app
+from router.http_app import Fronts, build_app
+from router.http_door import Door
 from router.http_server import HttpServer
+from router.keys import ApiKeys
 from router.link import RouterLinkService
 from router.model import ModelInfo
 from router.status import Status
 from router.tokenizer import TextTokenizer
+from router.tokens_api import TokensFront
 from router.workers import Membership
 from telemetry.metrics import Metrics
 from telemetry.tracing import OFF, Tracing
@@ -53,13 +58,14 @@ class Router:
         self._tracing = tracing
         self.model = ModelInfo.from_folder(config.model, config.model_dir, config.max_model_len)
         self._tokenizer = TextTokenizer.from_folder(config.model_dir, config.long_prompt_characters)
+        self._access = _Access.of(config, metrics)
         self._running: _Running | None = None
 
     async def start(self) -> BoundPorts:
         """Binds the ports and serves; returns once all accept connections."""
         if self._running is not None:
             raise RuntimeError("started twice")
-        self._running = _Running(self._config, self._metrics, self._tracing, self.model, self._tokenizer)
+        self._running = _Running(self._config, self._metrics, self._tracing, self._access, self.model, self._tokenizer)
         try:
             return await self._running.start()
         except BaseException:
@@ -83,31 +89,62 @@ class Router:
         return self._running.members if self._running else None
 
 
+@dataclass(frozen=True)
+class _Access:
+    """Who we are towards clients and towards workers, and who clients are."""
+
+    front: TlsIdentity | None
+    link: TlsIdentity | None
+    keys: ApiKeys
+
+    @classmethod
+    def of(cls, config: RouterConfig, metrics: Metrics) -> "_Access":
+        """Reads the files; raises ConfigError."""
+        return cls(
+            front=TlsIdentity(config.tls, "router.tls") if config.tls else None,
+            link=TlsIdentity(config.link_tls, "router.link_tls") if config.link_tls else None,
+            keys=ApiKeys(config.keys_file, (), metrics),
+        )
+
+
 class _Running:
     """What exists between start and stop."""
 
     def __init__(
-        self, config: RouterConfig, metrics: Metrics, tracing: Tracing, model: ModelInfo, tokenizer: TextTokenizer
+        self,
+        config: RouterConfig,
+        metrics: Metrics,
+        tracing: Tracing,
+        access: _Access,
+        model: ModelInfo,
+        tokenizer: TextTokenizer,
     ) -> None:
         self._config = config
         self._metrics = metrics
         self._model = model
-        self._http = HttpServer(config.host, config.http_port, config.client_stall_s)
+        self._keys = access.keys
+        self._http = HttpServer(config, access.front, metrics)
         self._me = cluster_pb2.Peer(
             name=config.name, incarnation=draw_incarnation(), process=ProcessIdentity.of_this_process().to_proto()
         )
-        accounting = Accounting(metrics)
+        accounting = Accounting(metrics, config.cost)
         self.members = Membership(self._me, config.model, metrics)
         self._dispatcher = Dispatcher(config, model, tokenizer, self.members, accounting)
-        admission = Admission(model, tokenizer, self.members)
-        self._front = OpenAiFront(config, tokenizer, admission, self._dispatcher, accounting)
-        self._grpc = GrpcServer([_CLIENT_SERVICE], max_receive_bytes=config.max_body_bytes)
-        serval = ServalService(model, admission, self._dispatcher, accounting)
+        admission = Admission(config, model, tokenizer, self.members)
+        door = Door(config, access.keys.caller_of, accounting)
+        self._fronts = Fronts(
+            door,
+            OpenAiFront(config, door, tokenizer, admission, self._dispatcher, tracing),
+            TokensFront(door, model, tokenizer, admission),
+        )
+        self._grpc = _client_server(config, access.front, metrics)
+        serval = ServalService(model, tokenizer, admission, self._dispatcher, accounting, access.keys.caller_of, tracing)
         serval_pb2_grpc.add_ServalServicer_to_server(serval, self._grpc.server)
-        link = RouterLinkService(self.members, self._dispatcher, config.worker_silence_s)
-        self._link = GrpcServer([_LINK_SERVICE])
+        false_role = metrics.tls_refusals.of(surface="link").inc
+        link = RouterLinkService(self.members, self._dispatcher, config.worker_silence_s, false_role)
+        self._link = _link_server(access.link, metrics)
         cluster_pb2_grpc.add_RouterLinkServicer_to_server(link, self._link.server)
-        self._janitor: asyncio.Task[None] | None = None
+        self._janitors: list[asyncio.Task[None]] = []
 
     async def start(self) -> BoundPorts:
         config = self._config
@@ -115,8 +152,12 @@ class _Running:
         link_port = await self._listen(self._link, "link_port", config.link_port)
         self._me.address = f"{config.host}:{link_port}"
         status = Status(self.members, self._dispatcher, config.name, f"{config.host}:{self._http.port}")
-        await self._http.start(build_app(self._front, status, self._model, self._metrics, int(time.time())))
-        self._janitor = asyncio.create_task(self._watch(), name="router-janitor")
+        started_at, needs_key = int(time.time()), config.keys_file is not None
+        await self._http.start(build_app(self._fronts, status, self._model, self._metrics, started_at, needs_key))
+        self._janitors = [
+            asyncio.create_task(self._watch(), name="router-janitor"),
+            asyncio.create_task(self._keys.watch(), name="keys-watch"),
+        ]
         ports = BoundPorts(http=self._http.port, grpc=grpc_port, link=link_port)
         logger.info("%s: HTTP %d, gRPC %d, workers %d, model %s", config.host, ports.http, grpc_port, link_port, config.model)
         return ports
@@ -142,8 +183,8 @@ class _Running:
         await self._http.stop(deadline_s=2)
         self.members.close("the router stops")
         await asyncio.gather(self._grpc.stop(grace_s=1), self._link.stop(grace_s=1))
-        if self._janitor is not None:
-            self._janitor.cancel()
+        for janitor in self._janitors:
+            janitor.cancel()
 
     async def _watch(self) -> None:
         """Gives up workers that are silent or stand still, and measures how late the loop runs; on its own clock."""
@@ -161,3 +202,21 @@ class _Running:
                 continue
             for worker, reason in self.members.overdue(loop.time(), self._config.worker_silence_s, self._config.worker_stall_s):
                 self.members.leave(worker, reason)
+
+
+def _client_server(config: RouterConfig, tls: TlsIdentity | None, metrics: Metrics) -> GrpcServer:
+    return GrpcServer(
+        [_CLIENT_SERVICE],
+        max_receive_bytes=config.max_body_bytes,
+        max_streams=config.max_streams_per_connection,
+        handshake_timeout_s=config.header_timeout_s,
+        tls=tls,
+        on_handshake=metrics.tls_handshakes.of(surface="grpc").inc,
+    )
+
+
+def _link_server(tls: TlsIdentity | None, metrics: Metrics) -> GrpcServer:
+    if tls is None:
+        return GrpcServer([_LINK_SERVICE])
+    guard = PeerGuard([_LINK_SERVICE], ["prefill", "decode"], metrics.tls_refusals.of(surface="link").inc)
+    return GrpcServer([_LINK_SERVICE], tls=tls, guard=guard, on_handshake=metrics.tls_handshakes.of(surface="link").inc)
