@@ -11,7 +11,7 @@ from starlette.responses import Response
 from protocol.errors import InvalidRequest, ServalError
 from protocol.ids import RequestId
 from router.accounting import Accounting
-from router.caller import Caller
+from router.caller import ANONYMOUS, Caller
 from router.config import RouterConfig
 from router.http_answer import RawResponse
 from router.openai_errors import error_body, error_of
@@ -47,21 +47,22 @@ class Door:
         """What `handle` answers, or the refusal. A refused request never reaches the dispatcher."""
         client_id, request_id = request_ids(http.headers.get("x-request-id"))
         headers = [(b"x-request-id", client_id.encode())]
+        caller = ANONYMOUS
         try:
             caller = self._caller_of(http.headers.get("authorization"))
             return await handle(Visit(http, caller, request_id, headers))
         except BodyTooLarge:
-            self._accounting.refused(InvalidRequest("body"))
+            self._accounting.refused(InvalidRequest("body"), caller)
             message = f"the body is larger than {self._config.max_body_bytes} bytes"
             # The connection stays open, so that the client can read this; the rest of its body is thrown away.
             return RawResponse(413, error_body(message, 413), headers)
         except ClientDisconnect:
             return RawResponse(499, b"", headers)
         except TimeoutError:
-            self._accounting.refused(InvalidRequest("body"))
+            self._accounting.refused(InvalidRequest("body"), caller)
             return RawResponse(408, error_body("the body did not come in time", 408), [*headers, (b"connection", b"close")])
         except ServalError as error:
-            self._accounting.refused(error)
+            self._accounting.refused(error, caller)
             status, content = error_of(error)
             if status == 401:
                 headers.append((b"www-authenticate", b"Bearer"))

@@ -103,7 +103,7 @@ class _Access:
         return cls(
             front=TlsIdentity(config.tls, "router.tls") if config.tls else None,
             link=TlsIdentity(config.link_tls, "router.link_tls") if config.link_tls else None,
-            keys=ApiKeys(config.keys_file, (), metrics),
+            keys=ApiKeys(config.keys_file, config.tenants, metrics),
         )
 
 
@@ -130,6 +130,8 @@ class _Running:
         accounting = Accounting(metrics, config.cost)
         self.members = Membership(self._me, config.model, metrics)
         self._dispatcher = Dispatcher(config, model, tokenizer, self.members, accounting)
+        self._keys.on_reloaded = self._take_tenants
+        self._take_tenants()
         admission = Admission(config, model, tokenizer, self.members)
         door = Door(config, access.keys.caller_of, accounting)
         self._fronts = Fronts(
@@ -161,6 +163,10 @@ class _Running:
         ports = BoundPorts(http=self._http.port, grpc=grpc_port, link=link_port)
         logger.info("%s: HTTP %d, gRPC %d, workers %d, model %s", config.host, ports.http, grpc_port, link_port, config.model)
         return ports
+
+    def _take_tenants(self) -> None:
+        """The keys file's limits win over the configured ones."""
+        self._dispatcher.tenants.set_limits(self._keys.tenants)
 
     async def _listen(self, server: GrpcServer, field: str, port: int) -> int:
         try:
