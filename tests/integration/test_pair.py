@@ -92,11 +92,11 @@ async def test_an_answer_cut_anywhere_goes_on_as_it_would_have(pair: Pair, prefi
     whole = pair.router.submit(prompt, params)
     outcome = (await whole.until_ended()).outcome
     assert len(whole.tokens) > 20
-    for cut in range(1, len(whole.tokens)):
-        begun = whole.tokens[:cut]
-        rest = pair.router.submit(prompt + begun, params, prefill=prefill, output_tokens=cut)
+    cuts = range(1, len(whole.tokens))
+    rests = [pair.router.submit(prompt + whole.tokens[:cut], params, prefill=prefill, output_tokens=cut) for cut in cuts]
+    for cut, rest in zip(cuts, rests, strict=True):
         assert (await rest.until_ended()).outcome == outcome
-        assert begun + rest.tokens == whole.tokens, f"cut after {cut} tokens"
+        assert whole.tokens[:cut] + rest.tokens == whole.tokens, f"cut after {cut} tokens"
     over = pair.router.submit(prompt + whole.tokens, params, prefill=prefill, output_tokens=len(whole.tokens))
     assert (await over.until_ended()).outcome == outcome
     assert over.tokens == [], "nothing was lost but the end"
