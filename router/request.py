@@ -155,7 +155,7 @@ class Request:
         self._delta.token_ids.append(token_id)
         if logprobs is not None:
             self._held_logprobs.append(TokenInfo(logprobs, self.text.characters))
-        text, self._is_cut = self.text.push(token_id) if has_text else ("", False)
+        text, self._is_cut = self.text.push((token_id,)) if has_text else ("", False)
         self._release(text)
         self._news.set()
         return self._is_cut

@@ -47,10 +47,11 @@ class AnswerText:
         self.characters = 0
         self.released = 0
 
-    def push(self, token_id: int) -> tuple[str, bool]:
-        """Text that may go out now, and whether a stop string was completed."""
-        self._tokens += 1
-        text = self._detokenizer.push((token_id,))
+    def push(self, token_ids: Sequence[int]) -> tuple[str, bool]:
+        """Text that may go out now, and whether a stop string was completed. Who must know by which token that was gives one at a
+        time."""
+        self._tokens += len(token_ids)
+        text = self._detokenizer.push(token_ids)
         return self._feed(text) if text else ("", False)
 
     def finish(self) -> tuple[str, bool]:

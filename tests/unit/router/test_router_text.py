@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
+from router.detokenizer import REPLACEMENT, Detokenizer, StreamDetokenizer
 from router.text import AnswerText, StopStrings
 from router.token_bytes import TokenBytes
-from router.tokenizer import REPLACEMENT, Detokenizer, TextTokenizer
+from router.tokenizer import TextTokenizer
 from tests.integration.router_support import EOS, byte_level_tokenizer
 
 BACKEND = byte_level_tokenizer()
@@ -48,73 +49,98 @@ def test_what_may_become_a_stop_string_is_held_and_nothing_more() -> None:
     assert finder.feed("# x") == ("", True)
 
 
+def both() -> list[Detokenizer]:
+    """Our own, and the library's stream, which serves every other kind of vocabulary."""
+    return [TOKENIZER.detokenizer(), StreamDetokenizer(BACKEND)]
+
+
 @given(st.text(max_size=40))
 def test_pieces_join_to_the_text_and_split_no_character(text: str) -> None:
-    detokenizer = Detokenizer(TOKENIZER)
-    pieces = [detokenizer.push(token) for token in BACKEND.encode(text, add_special_tokens=False).ids]
-    assert "".join([*pieces, detokenizer.flush()]) == text
-    assert REPLACEMENT in text or not any(REPLACEMENT in piece for piece in pieces)
+    for detokenizer in both():
+        pieces = [detokenizer.push([token]) for token in BACKEND.encode(text, add_special_tokens=False).ids]
+        assert "".join([*pieces, detokenizer.flush()]) == text
+        assert REPLACEMENT in text or not any(REPLACEMENT in piece for piece in pieces)
 
 
 def test_an_incomplete_last_character_is_dropped_but_not_what_precedes_it() -> None:
     tokens = BACKEND.encode("stop😀").ids
-    detokenizer = Detokenizer(TOKENIZER)
-    text = "".join(detokenizer.push(token) for token in tokens[:-1]) + detokenizer.flush()
-    assert text == "stop"
+    for detokenizer in both():
+        text = "".join(detokenizer.push([token]) for token in tokens[:-1]) + detokenizer.flush()
+        assert text == "stop"
 
 
-def test_text_in_a_token_that_also_begins_a_character_comes_out_at_the_end() -> None:
-    # One token " \xc3": a space and the first half of a character.
-    alphabet = {"Ġ": 0, "Ã": 1, "ĠÃ": 2}
-    backend = Tokenizer(models.BPE(vocab=alphabet, merges=[("Ġ", "Ã")]))
+def half_a_character() -> TextTokenizer:
+    """Token 2 is " \xc3": a space and the first half of a character."""
+    backend = Tokenizer(models.BPE(vocab={"Ġ": 0, "Ã": 1, "ĠÃ": 2, "a": 3}, merges=[("Ġ", "Ã")]))
     backend.decoder = decoders.ByteLevel()
-    detokenizer = Detokenizer(TextTokenizer(backend, None))
-    assert detokenizer.push(2) == ""
-    assert detokenizer.flush() == " "
+    return TextTokenizer(backend, None)
+
+
+def test_text_in_a_token_that_also_begins_a_character_comes_out() -> None:
+    tokenizer = half_a_character()
+    for detokenizer in (tokenizer.detokenizer(), StreamDetokenizer(tokenizer.backend)):
+        assert detokenizer.push([2]) + detokenizer.flush() == " "
 
 
 def test_bytes_that_never_become_a_character_are_not_held_for_ever() -> None:
     continuation = BACKEND.token_to_id("¡")  # byte 0xA1, which begins no character
-    detokenizer = Detokenizer(TOKENIZER)
-    pieces = [detokenizer.push(continuation) for _ in range(1000)]
-    assert "".join(pieces).count(REPLACEMENT) > 900
-    assert detokenizer.push(BACKEND.token_to_id("a")).endswith("a")
+    for detokenizer in both():
+        pieces = [detokenizer.push([continuation]) for _ in range(1000)]
+        assert "".join(pieces).count(REPLACEMENT) > 900
+        assert detokenizer.push([BACKEND.token_to_id("a")]).endswith("a")
 
 
-@given(st.lists(st.integers(min_value=0, max_value=BACKEND.get_vocab_size() - 1), max_size=80))
-def test_any_tokens_at_all_give_the_decoded_text(tokens: list[int]) -> None:
-    detokenizer = Detokenizer(TOKENIZER)
-    text = "".join([*(detokenizer.push(token) for token in tokens), detokenizer.flush()])
-    assert text.rstrip(REPLACEMENT) == BACKEND.decode(tokens).rstrip(REPLACEMENT)
+@given(st.lists(st.lists(st.integers(min_value=0, max_value=BACKEND.get_vocab_size() - 1), max_size=5), max_size=30))
+def test_any_tokens_at_all_give_the_decoded_text_however_they_are_cut(cuts: list[list[int]]) -> None:
+    expected = BACKEND.decode([token for cut in cuts for token in cut])
+    for detokenizer in both():
+        text = "".join([*(detokenizer.push(cut) for cut in cuts), detokenizer.flush()])
+        assert text.rstrip(REPLACEMENT) == expected.rstrip(REPLACEMENT)
+
+
+def test_added_tokens_of_a_byte_level_vocabulary_decode_as_the_library_has_it() -> None:
+    backend = byte_level_tokenizer()
+    backend.add_tokens(["ä b", "é", "日本", "x"])
+    backend.add_special_tokens(["<ä>"])
+    detokenizer = TextTokenizer(backend, None).detokenizer()
+    for token in range(backend.get_vocab_size() + 3):
+        pair = [token, backend.token_to_id("a")]
+        assert detokenizer.push(pair) == backend.decode(pair)
 
 
 def test_leading_spaces_of_sentencepiece_words_survive() -> None:
     pieces = ["<unk>", "▁the", "▁answer", "er"]
     backend = Tokenizer(models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], unk_token="<unk>"))
     backend.decoder = decoders.Metaspace()
-    detokenizer = Detokenizer(TextTokenizer(backend, None))
-    assert [detokenizer.push(token) for token in (1, 2, 3, 1)] == ["the", " answer", "er", " the"]
+    detokenizer = TextTokenizer(backend, None).detokenizer()
+    assert [detokenizer.push([token]) for token in (1, 2, 3, 1)] == ["the", " answer", "er", " the"]
 
 
 def test_special_tokens_have_no_text() -> None:
-    detokenizer = Detokenizer(TOKENIZER)
-    assert detokenizer.push(BACKEND.token_to_id(EOS)) == ""
+    for detokenizer in both():
+        assert detokenizer.push([BACKEND.token_to_id(EOS)]) == ""
 
 
 def test_a_stop_string_counts_only_from_min_tokens_on() -> None:
     answer = AnswerText(TOKENIZER, ["x"], min_tokens=3)
     x = BACKEND.token_to_id("x")
-    assert [answer.push(x) for _ in range(3)] == [("x", False), ("x", False), ("", True)]
+    assert [answer.push([x]) for _ in range(3)] == [("x", False), ("x", False), ("", True)]
     assert (answer.characters, answer.released) == (3, 2)
+
+
+def test_a_stop_string_in_a_token_that_also_begins_a_character_is_found() -> None:
+    answer = AnswerText(half_a_character(), ["a "], min_tokens=0)
+    assert answer.push([3]) == ("", False)
+    assert answer.push([2]) == ("", True)
 
 
 def test_a_stop_string_completed_by_the_last_held_bytes_is_found() -> None:
     alphabet = {"Ġ": 0, "Ã": 1, "ĠÃ": 2, "a": 3}
     backend = Tokenizer(models.BPE(vocab=alphabet, merges=[("Ġ", "Ã")]))
-    backend.decoder = decoders.ByteLevel()
+    backend.decoder = decoders.Sequence([decoders.ByteLevel()])  # the same, by the library
     answer = AnswerText(TextTokenizer(backend, None), ["a "], min_tokens=0)
-    assert answer.push(3) == ("", False)
-    assert answer.push(2) == ("", False)
+    assert answer.push([3]) == ("", False)
+    assert answer.push([2]) == ("", False)
     assert answer.finish() == ("", True)
 
 
