@@ -1,107 +1,28 @@
 """The dispatcher under any order of events: one outcome per accepted request, nothing counted anywhere when all have ended."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import cluster_pb2
-from protocol.errors import Overloaded, Unavailable
-from protocol.ids import draw_incarnation
+from protocol.errors import Overloaded, RateLimited, Unavailable
 from protocol.outcomes import Outcome
-from protocol.sampling import SamplingParams
-from router.accounting import Accounting
 from router.answers import Answers
-from router.config import RouterConfig
-from router.dispatch import Dispatcher
-from router.model import ModelInfo
-from router.request import GenerateSpec, Request
-from router.tokenizer import TextTokenizer
-from router.workers import Membership, Worker
-from telemetry.cost import CostConfig
-from telemetry.metrics import Metrics
-from tests.integration.router_support import byte_level_tokenizer
-
-MAX_TOKENS = 6
-PROMPT = (1, 2, 3)
-TOKENIZER = TextTokenizer(byte_level_tokenizer(), None)
-MODEL = ModelInfo("m", 512, 300, frozenset((299,)), SamplingParams(), None)
-ROLES = {"decode": cluster_pb2.ROLE_DECODE, "prefill": cluster_pb2.ROLE_PREFILL}
-
-
-def token_at(position: int) -> int:
-    return position % 200
-
-
-@dataclass
-class Task:
-    """A submit as the worker that got it sees it."""
-
-    worker: Worker
-    number: int
-    position: int
-    left: int
-
-
-class World:
-    """A dispatcher whose workers are driven by hand, in the words of the protocol."""
-
-    def __init__(self, **config: Any) -> None:
-        self.metrics = Metrics("router", "router-0")
-        self.members = Membership(cluster_pb2.Peer(name="router-0"), "m", self.metrics)
-        settings_ = {"model": "m", "model_dir": "/nowhere", "worker_wait_s": 0.0, **config}
-        accounting = Accounting(self.metrics, CostConfig())
-        self.dispatcher = Dispatcher(RouterConfig(**settings_), MODEL, TOKENIZER, self.members, accounting)
-        self.requests: list[Request] = []
-        self.tasks: list[Task] = []
-        self.workers: list[Worker] = []
-
-    def accept(self, **sampling: Any) -> Request:
-        spec = GenerateSpec(PROMPT, SamplingParams(**{"max_tokens": MAX_TOKENS, **sampling}))
-        request = self.dispatcher.accept(f"r{len(self.requests)}", spec)
-        self.requests.append(request)
-        return request
-
-    def join(self, role: str, name: str) -> Worker:
-        peer = cluster_pb2.Peer(name=name, incarnation=draw_incarnation())
-        worker = self.members.join(cluster_pb2.Hello(role=ROLES[role], peer=peer, model="m"), now=0.0)
-        self.workers.append(worker)
-        return worker
-
-    def hear(self) -> None:
-        """Every worker reads its orders."""
-        for worker in self.workers:
-            while not worker.outbox.empty():
-                order = worker.outbox.get_nowait()
-                if order.HasField("submit"):
-                    submit = order.submit
-                    left = submit.sampling.max_tokens - submit.output_tokens
-                    self.tasks.append(Task(worker, submit.request, len(submit.prompt), left))
-                elif order.HasField("cancel"):
-                    self.tasks = [task for task in self.tasks if task.number != order.cancel.request]
-
-    def say(self, task: Task, tokens: int, outcome: str | None) -> None:
-        tokens = min(tokens, task.left)
-        ids = [token_at(task.position + index) for index in range(tokens)]
-        task.position, task.left = task.position + tokens, task.left - tokens
-        ended = cluster_pb2.Ended(outcome=outcome) if outcome else None
-        output = cluster_pb2.RequestOutput(request=task.number, token_ids=ids, ended=ended)
-        self.dispatcher.on_step(task.worker, cluster_pb2.StepOutput(outputs=[output]))
-
-    def ended_count(self) -> int:
-        samples = [sample for metric in self.metrics.registry.collect() for sample in metric.samples]
-        return int(sum(sample.value for sample in samples if sample.name == "serval_requests_total"))
-
+from router.tenants import TenantLimits
+from tests.unit.router.dispatch_world import MAX_TOKENS, PROMPT, World, token_at
 
 Operation = tuple[str, int, int]
 OPERATIONS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["accept", "accept", "tokens", "tokens", "lose", "join", "finish", "fail", "abandon", "deadline", "wait", "drain"]
+            [
+                "accept", "accept", "accept", "sibling", "tokens", "tokens", "report", "finish", "fail", "lose", "join", "drain",
+                "abandon", "deadline", "wait",
+            ]
         ),
         st.integers(0, 7),
         st.integers(0, 7),
@@ -113,10 +34,14 @@ FAILURES = ["overloaded", "unavailable", "prefill_failed", "transfer_failed", "i
 
 async def perform(world: World, operation: Operation) -> None:
     what, a, b = operation
-    if what == "accept":
-        world.accept()
+    if what in ("accept", "sibling"):
+        first = world.requests[a % len(world.requests)] if what == "sibling" and world.requests else None
+        with contextlib.suppress(RateLimited, Overloaded):
+            world.accept(list(TENANTS)[b % len(TENANTS)], sibling_of=first)
     elif what == "join":
-        world.join("prefill" if a % 3 == 0 else "decode", f"w{b % 3}")
+        world.join("prefill" if a % 3 == 0 else "decode", f"w{b % 3}", max_sequences=b % 3)
+    elif what == "report" and world.workers:
+        world.report(world.workers[a % len(world.workers)], waiting_for_blocks=b % 2, kv_blocks_total=4, kv_blocks_used=b % 4)
     elif what == "wait":
         await asyncio.sleep(0.001)
     elif what in ("lose", "drain") and world.workers:
@@ -141,13 +66,30 @@ async def perform(world: World, operation: Operation) -> None:
         world.hear()
 
 
-@settings(max_examples=150, deadline=None)
-@given(OPERATIONS)
-def test_every_accepted_request_ends_exactly_once_and_leaves_nothing(operations: list[Operation]) -> None:
+TENANTS = {
+    "default": TenantLimits(),
+    "tight": TenantLimits(max_concurrent=2, requests_per_minute=4, tokens_per_minute=100),
+    "first": TenantLimits(priority=1, weight=3.0),
+}
+CONFIGS = st.fixed_dictionaries(
+    {
+        "decode_overcommit": st.integers(0, 2),
+        "max_waiting": st.sampled_from([2, 1000]),
+        "queue_timeout_s": st.sampled_from([0.0005, 30.0]),
+        "worker_wait_s": st.sampled_from([0.0, 30.0]),
+    }
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(OPERATIONS, CONFIGS)
+def test_every_accepted_request_ends_exactly_once_and_leaves_nothing(
+    operations: list[Operation], config: dict[str, Any]
+) -> None:
     async def scenario() -> None:
-        world = World()
+        world = World(tenants=TENANTS, **config)
         for name in ("w0", "w1"):
-            world.join("decode", name)
+            world.join("decode", name, max_sequences=2)
         for operation in operations:
             await perform(world, operation)
             for request in world.requests:
@@ -162,6 +104,8 @@ def test_every_accepted_request_ends_exactly_once_and_leaves_nothing(operations:
             assert (worker.in_flight, worker.in_flight_tokens, worker.open_requests) == (0, 0, {})
         assert world.metrics.value("serval_num_requests_running") == 0
         assert world.metrics.value("serval_num_requests_waiting") == 0
+        assert world.metrics.value("serval_queue_length") == 0
+        assert [tenant.open_requests for tenant in world.dispatcher.tenants] == [0, 0, 0]
         for request in world.requests:
             received = [token for delta in await Answers([request]).whole() for token in delta.token_ids]
             assert received == request.output
