@@ -1,8 +1,9 @@
 """From a client's words, HTTP's or gRPC's, to a validated Call."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from protocol.errors import InvalidRequest
 from protocol.sampling import SamplingParams
@@ -13,6 +14,7 @@ from router.openai_requests import ChatRequest, CompletionRequest, SamplingField
 from router.request import GenerateSpec
 from router.structured_output import grammar_of
 from router.tokenizer import TextTokenizer
+from router.tool_calls.plan import NO_TOOLS, ToolCalling, ToolPlan
 from router.workers import Membership
 
 COMPLETION_MAX_TOKENS = 16
@@ -39,17 +41,22 @@ class Admission:
         self._members = members
         self._model = model
         self._tokenizer = tokenizer
+        self.tools = ToolCalling.of_model(config.tool_parser, tokenizer)
 
     async def chat(self, request: ChatRequest) -> Call:
-        sampling = await self._sampling(request)
+        sampling = self._sampling(request)
         n = self.count(request.n, 1)
+        plan = await self.tools.plan(request.functions, request.tool_choice, request.parallel_tool_calls, request.structure)
+        grammar = plan.grammar if plan.tools else await grammar_of(request.structure)
         messages = [message.for_template() for message in request.messages]
-        prompt = await self._tokenizer.encode_chat(messages, self._model.max_model_len)
-        spec = GenerateSpec(tuple(prompt), sampling, request.stop_strings)
-        return Call((self.fit(spec, "messages", request.answer_limit, self._model.default_max_tokens),), n)
+        prompt = await self.chat_tokens(messages, plan)
+        spec = GenerateSpec(
+            tuple(prompt), replace(sampling, grammar=grammar), request.stop_strings, shown_tokens=plan.shown_tokens
+        )
+        return Call((self.fit(spec, "messages", request.answer_limit, self._model.default_max_tokens),), n, plan)
 
     async def completion(self, request: CompletionRequest) -> Call:
-        sampling = await self._sampling(request)
+        sampling = replace(self._sampling(request), grammar=await grammar_of(request.structure))
         if request.echo and request.logprobs is not None:
             sampling = replace(sampling, prompt_logprobs=max(request.logprobs, sampling.prompt_logprobs or 0))
         n = self.count(request.n, len(request.prompts))
@@ -61,6 +68,10 @@ class Admission:
                 spec = replace(spec, echo=given if isinstance(given, str) else self._tokenizer.decode(prompt))
             specs.append(self.fit(spec, "prompt", request.answer_limit, COMPLETION_MAX_TOKENS))
         return Call(tuple(specs), n)
+
+    async def chat_tokens(self, messages: Sequence[Mapping[str, Any]], plan: ToolPlan = NO_TOOLS) -> list[int]:
+        """The chat template's tokens; it tells the model of the tools."""
+        return await self._tokenizer.encode_chat(messages, self._model.max_model_len, plan.tools, self.tools.form)
 
     async def tokens(self, prompt: str | Sequence[int], field: str) -> list[int]:
         """A prompt's tokens, text or tokens already."""
@@ -112,8 +123,8 @@ class Admission:
             )
         return count
 
-    async def _sampling(self, request: SamplingFields) -> SamplingParams:
-        """Everything but the final max_tokens, which depends on the prompt; checked, so that bad input costs no tokenisation."""
+    def _sampling(self, request: SamplingFields) -> SamplingParams:
+        """Everything but the grammar and the final max_tokens; checked, so that bad input costs no tokenisation."""
         given = {name: value for name in _SAME_NAME if (value := getattr(request, name)) is not None}
         if given.get("top_k") == -1:  # vLLM's word for "off"
             given["top_k"] = 0
@@ -129,7 +140,7 @@ class Admission:
         )
         sampling.validate(self._model.vocab_size)
         self.check_model(request.model)
-        return replace(sampling, grammar=await grammar_of(request.structure))
+        return sampling
 
 
 def drawn_seed(asked: int | None) -> int:

@@ -1,10 +1,14 @@
 """The answers of one client call: several requests that are read, and fail, as one."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 from router.request import Delta, Request
+
+SETTLE_S = 0.5
+"""How long a reply waits for a worker to say what an answer took that the router ended at a stop string: many engine steps."""
 
 
 class Piece(NamedTuple):
@@ -53,6 +57,19 @@ class Answers:
                     pieces.append(Piece(choice, delta, has_succeeded))
             if pieces:
                 yield pieces
+
+    async def wait_settled(self) -> None:
+        """Returns when the figures of all requests that have ended are whole. A worker that has not answered by then is not waited
+        for: its part is missing."""
+        if not any(request.owes_figures for request in self.requests):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S):
+                while any(request.owes_figures for request in self.requests):
+                    await self._news.wait()
+                    self._news.clear()
+        # What has come for others meanwhile is still to be read.
+        self._news.set()
 
     async def whole(self) -> list[Delta]:
         """Each answer in one delta, in the order of the choices; cut short where the call has failed."""

@@ -117,6 +117,7 @@ class Attempts:
         if request.is_at_decode and request.decode is not None:
             request.decode.outbox.put_nowait(cluster_pb2.FromRouter(cancel=cluster_pb2.Cancel(request=request.number)))
             self._cancelled.setdefault(request.decode, {})[request.number] = (request, spent)
+            request.owes_figures = True
         self.leave(request)
 
     def leave(self, request: Request) -> None:
@@ -142,7 +143,10 @@ class Attempts:
         """A cancelled request has ended at its worker too: now it is known what it cost."""
         late = self._cancelled.get(worker, {}).pop(number, None)
         if late is not None:
-            self._accounting.attempt_ended(late[0], ended.timings, late[1])
+            request, spent = late
+            request.cached_tokens = min(ended.cached_tokens, len(request.spec.prompt))
+            self._accounting.attempt_ended(request, ended.timings, spent)
+            request.settle()
 
     def on_cache(self, worker: Worker, change: cluster_pb2.CacheChange) -> None:
         self._placer.on_cache_change(worker, change)
@@ -150,7 +154,8 @@ class Attempts:
 
     def on_worker_lost(self, worker: Worker) -> None:
         self._placer.on_worker_lost(worker)
-        self._cancelled.pop(worker, None)
+        for request, _ in self._cancelled.pop(worker, {}).values():
+            request.settle()
 
 
 def _uncount(worker: Worker, request: Request) -> None:

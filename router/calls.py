@@ -9,6 +9,7 @@ from router.answers import Answers
 from router.caller import Caller
 from router.dispatch import Dispatcher
 from router.request import GenerateSpec, Request
+from router.tool_calls.plan import NO_TOOLS, ToolPlan
 from telemetry.tracing import NO_CONTEXT, TraceContext
 
 _SEEDS = 2**63
@@ -16,10 +17,11 @@ _SEEDS = 2**63
 
 @dataclass(frozen=True)
 class Call:
-    """A validated call: `n` answers to each prompt. Choices are numbered prompt by prompt, as in OpenAI's API."""
+    """A validated call: `n` answers to each prompt, read by `tools`. Choices are numbered prompt by prompt, as in OpenAI's API."""
 
     prompts: tuple[GenerateSpec, ...]
     n: int = 1
+    tools: ToolPlan = NO_TOOLS
 
 
 def start(

@@ -9,6 +9,7 @@ from protocol.errors import InvalidRequest
 from protocol.sampling import SamplingParams
 from router.admission import Admission, drawn_seed
 from router.calls import Call
+from router.grpc_tools import grpc_tool_choice, grpc_tools
 from router.model import ModelInfo
 from router.openai_messages import ROLES
 from router.openai_parse import validated
@@ -16,6 +17,7 @@ from router.openai_requests import MAX_STOP_LENGTH, MAX_STOP_STRINGS, ChatMessag
 from router.request import GenerateSpec
 from router.structured_output import Structure, grammar_of
 from router.tokenizer import TextTokenizer
+from router.tool_calls.plan import ToolPlan
 
 
 class GrpcAdmission:
@@ -31,15 +33,20 @@ class GrpcAdmission:
         is_prompt_only = request.echo and request.sampling.HasField("max_tokens") and request.sampling.max_tokens == 0
         limit = request.sampling.max_tokens if request.sampling.HasField("max_tokens") else None
         limit = 1 if is_prompt_only else limit
-        sampling = await self._sampling(request.sampling, limit)
+        sampling = self._sampling(request.sampling, limit)
         _check_stop(request.stop)
         n = self._admission.count(request.n, 1)
         field = request.WhichOneof("prompt") or "prompt"
-        prompt = await self._prompt(request)
-        spec = GenerateSpec(tuple(prompt), sampling, tuple(request.stop), is_prompt_only=is_prompt_only)
+        structure = _structure(request.sampling.structured_output)
+        plan = await self._plan(request.chat, structure)
+        sampling = replace(sampling, grammar=plan.grammar if plan.tools else await grammar_of(structure))
+        prompt = await self._prompt(request, plan)
+        spec = GenerateSpec(
+            tuple(prompt), sampling, tuple(request.stop), is_prompt_only=is_prompt_only, shown_tokens=plan.shown_tokens
+        )
         if request.echo:
             spec = replace(spec, echo=request.text or self._tokenizer.decode(prompt))
-        return Call((self._admission.fit(spec, field, limit, None),), n)
+        return Call((self._admission.fit(spec, field, limit, None),), n, plan)
 
     async def tokenize(self, request: serval_pb2.TokenizeRequest) -> list[int]:
         self._admission.check_model(request.model)
@@ -48,23 +55,27 @@ class GrpcAdmission:
                 special = request.add_special_tokens if request.HasField("add_special_tokens") else True
                 return await self._tokenizer.encode(request.text, self._model.max_model_len, special)
             case "chat":
-                return await self._chat_tokens(request.chat)
+                return await self._chat_tokens(request.chat, await self._plan(request.chat, None))
             case _:
                 raise InvalidRequest("prompt: one of text and chat must be set", "prompt")
 
-    async def _chat_tokens(self, chat: serval_pb2.Chat) -> list[int]:
-        messages = [message.for_template() for message in _messages(chat)]
-        return await self._tokenizer.encode_chat(messages, self._model.max_model_len)
+    async def _plan(self, chat: serval_pb2.Chat, structure: Structure | None) -> ToolPlan:
+        parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else None
+        return await self._admission.tools.plan(grpc_tools(chat), grpc_tool_choice(chat), parallel, structure)
 
-    async def _prompt(self, request: serval_pb2.GenerateRequest) -> list[int]:
+    async def _chat_tokens(self, chat: serval_pb2.Chat, plan: ToolPlan) -> list[int]:
+        messages = [message.for_template() for message in _messages(chat)]
+        return await self._admission.chat_tokens(messages, plan)
+
+    async def _prompt(self, request: serval_pb2.GenerateRequest, plan: ToolPlan) -> list[int]:
         kind = request.WhichOneof("prompt")
         if kind == "chat":
-            return await self._chat_tokens(request.chat)
+            return await self._chat_tokens(request.chat, plan)
         if kind is None:
             raise InvalidRequest("prompt: one of text, token_ids and chat must be set", "prompt")
         return await self._admission.tokens(request.text if kind == "text" else list(request.token_ids.ids), kind)
 
-    async def _sampling(self, given: serval_pb2.Sampling, limit: int | None) -> SamplingParams:
+    def _sampling(self, given: serval_pb2.Sampling, limit: int | None) -> SamplingParams:
         sampling = SamplingParams.from_proto(given, self._model.max_model_len, drawn_seed(None))
         defaults = self._model.defaults
         sampling = replace(
@@ -78,7 +89,7 @@ class GrpcAdmission:
             grammar="",
         )
         sampling.validate(self._model.vocab_size)
-        return replace(sampling, grammar=await grammar_of(_structure(given.structured_output)))
+        return sampling
 
 
 def _structure(asked: serval_pb2.StructuredOutput) -> Structure | None:

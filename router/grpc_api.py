@@ -15,7 +15,7 @@ from router.accounting import Accounting
 from router.admission import Admission
 from router.answers import Answers
 from router.call_trace import CallTrace, Operation, context_of
-from router.caller import Caller
+from router.caller import ANONYMOUS, Caller
 from router.dispatch import Dispatcher
 from router.grpc_admission import GrpcAdmission
 from router.grpc_choice import GrpcChoice
@@ -67,22 +67,25 @@ class ServalService(serval_pb2_grpc.ServalServicer):
         remaining_s = context.time_remaining()
         deadline = None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
         client_id, request_id = request_ids(_metadata(context).get("x-request-id"))
+        caller = ANONYMOUS
         try:
             caller = self._caller(context)
             operation: Operation = "chat" if request.WhichOneof("prompt") == "chat" else "text_completion"
             trace = CallTrace(self._tracing, operation, self._model.name, context_of(_metadata(context)))
             with trace.accepting():
-                self._dispatcher.check_capacity()
+                self._dispatcher.check_capacity(caller)
                 call = await self._grpc_admission.generate(request)
                 answers = calls.start(self._dispatcher, call, request_id, caller, remaining_s, trace.context)
         except ServalError as error:
-            await self._refuse(context, error)
+            await self._refuse(context, error, caller)
         trace.describe(call, answers, is_stream=True)
-        choices = [GrpcChoice(index, each) for index, each in enumerate(answers.requests)]
+        choices = [GrpcChoice(index, each, call.tools.parser()) for index, each in enumerate(answers.requests)]
         try:
             await answers.wait_started()
             await context.send_initial_metadata([*_reply_metadata(context, answers, client_id), *trace.headers])
             async for pieces in answers.pieces():
+                if any(piece.is_last for piece in pieces):
+                    await answers.wait_settled()
                 for piece in pieces:
                     yield choices[piece.choice].response(piece)
             failed = answers.failed
@@ -131,8 +134,8 @@ class ServalService(serval_pb2_grpc.ServalServicer):
         except ServalError as error:
             await self._refuse(context, error)
 
-    async def _refuse(self, context: Any, error: ServalError) -> NoReturn:
-        self._accounting.refused(error)
+    async def _refuse(self, context: Any, error: ServalError, caller: Caller = ANONYMOUS) -> NoReturn:
+        self._accounting.refused(error, caller)
         await context.abort(CODES[error.outcome], str(error), _retry_after(error.retry_after_s))
         raise AssertionError("abort raises") from error
 

@@ -65,6 +65,8 @@ class AnswerResponse(Response):
             if content := reply.pieces(pieces):
                 await send(_body(content))
         failed = reply.answers.failed
+        if failed is None and reply.ends_with_figures:
+            await reply.answers.wait_settled()
         await send(_body(reply.end() if failed is None else reply.failure(failed), more=False))
 
     async def _whole(self, send: Send) -> None:
@@ -72,6 +74,7 @@ class AnswerResponse(Response):
         deltas = await reply.answers.whole()
         failed = reply.answers.failed
         if failed is None:
+            await reply.answers.wait_settled()
             status, content = 200, reply.whole(deltas)
             headers = self._figures()
         else:

@@ -73,7 +73,7 @@ class OpenAiFront:
             trace = CallTrace(self._tracing, endpoint.operation, self._model, context_of(http.headers))
             visit.headers.extend((name.encode(), value.encode()) for name, value in trace.headers)
             with trace.accepting():
-                self._dispatcher.check_capacity()
+                self._dispatcher.check_capacity(visit.caller)
                 asked = parse(endpoint.kind, body)
                 call = await endpoint.admit(asked)
                 answers = calls.start(self._dispatcher, call, visit.request_id, visit.caller, trace=trace.context)
@@ -85,7 +85,8 @@ class OpenAiFront:
         return await self._door.let_in(http, handle)
 
     def _chat_reply(self, asked: ChatRequest, call: Call, answers: Answers) -> OpenAiReply:
-        choices = [ChatChoice(index, request, self._tokenizer.token_bytes) for index, request in enumerate(answers.requests)]
+        token_bytes = self._tokenizer.token_bytes
+        choices = [ChatChoice(index, each, token_bytes, call.tools.parser()) for index, each in enumerate(answers.requests)]
         head = self._head("chatcmpl", "chat.completion", answers)
         return OpenAiReply(answers, call.n, choices, head, "chat.completion.chunk", asked.includes_usage)
 

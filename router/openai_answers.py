@@ -25,6 +25,11 @@ class Reply(Protocol):
 
     answers: Answers
 
+    @property
+    def ends_with_figures(self) -> bool:
+        """The end of a stream says what the call took."""
+        ...
+
     def pieces(self, pieces: Sequence[Piece]) -> bytes: ...
 
     def end(self) -> bytes: ...
@@ -60,7 +65,7 @@ class OpenAiReply:
         self._choices = choices
         self._head = head
         self._chunk_head: Json = {**head, "object": chunk_object}
-        self._includes_usage = includes_usage
+        self.ends_with_figures = includes_usage
         self._no_usage: Json = {"usage": None} if includes_usage else {}
 
     @property
@@ -79,7 +84,7 @@ class OpenAiReply:
 
     def end(self) -> bytes:
         usage = {**self._chunk_head, "choices": [], "usage": usage_of(self.figures)}
-        return (event(usage) if self._includes_usage else b"") + DONE
+        return (event(usage) if self.ends_with_figures else b"") + DONE
 
     def failure(self, failed: Request) -> bytes:
         """What a stream says in place of its end when the call failed midway."""

@@ -13,6 +13,7 @@ from protocol.errors import InvalidRequest
 from protocol.sampling import MAX_LOGPROBS
 from router.openai_formats import StructuredFields
 from router.openai_messages import Message, Strict
+from router.tool_calls.tools import FunctionTool, Tool, ToolChoice, tool_of
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
@@ -88,6 +89,14 @@ class ChatRequest(SamplingFields, ChatMessages):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: Count | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def functions(self) -> list[Tool]:
+        """Raises InvalidRequest naming the tool that is wrong."""
+        return [tool_of(tool.function, f"tools[{index}].function") for index, tool in enumerate(self.tools or ())]
 
     @property
     def answer_limit(self) -> int | None:

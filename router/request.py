@@ -115,6 +115,8 @@ class Request:
         """What the answer took; whole once `end` is set."""
         self.trace = NO_CONTEXT
         """What the workers' spans go below."""
+        self.owes_figures = False
+        """It ended here before its worker said what it took; `figures` and `cached_tokens` are not whole yet."""
         self.prompt_logprobs: Sequence[serval_pb2.TokenLogprobs] = ()
         """One per prompt token, where asked for; there before the first delta."""
         self.number = 0
@@ -170,6 +172,11 @@ class Request:
     def finish(self, end: End) -> None:
         """The dispatcher's last word. Wakes the front."""
         self.end = end
+        self._news.set()
+
+    def settle(self) -> None:
+        """Nothing more will be known of it. Wakes the front."""
+        self.owes_figures = False
         self._news.set()
 
     def tell(self, news: asyncio.Event) -> None:

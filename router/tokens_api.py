@@ -64,7 +64,7 @@ class TokensFront:
         self._admission.check_model(asked.model)
         limit = self._model.max_model_len
         if asked.messages is not None:
-            tokens = await self._tokenizer.encode_chat([message.for_template() for message in asked.messages], limit)
+            tokens = await self._admission.chat_tokens([message.for_template() for message in asked.messages])
         else:
             tokens = await self._tokenizer.encode(asked.prompt or "", limit, asked.add_special_tokens is not False)
         names = [self._tokenizer.backend.id_to_token(token) for token in tokens] if asked.return_token_strs else None

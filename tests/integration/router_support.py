@@ -208,7 +208,7 @@ class FakeWorker:
                 return
             if count == self.hold_after:
                 return
-            self.say(_output(submit, token))
+            self.say(_output(submit, token, is_first=count == 0))
             if token == eos and not submit.sampling.ignore_eos:
                 outcome = "stop"
                 break
@@ -222,12 +222,28 @@ class FakeWorker:
         task.add_done_callback(self._tasks.discard)
 
 
-def _output(submit: cluster_pb2.Submit, token: int) -> cluster_pb2.RequestOutput:
+def _output(submit: cluster_pb2.Submit, token: int, is_first: bool = False) -> cluster_pb2.RequestOutput:
     logprobs = []
     if submit.sampling.HasField("logprobs"):
         top = [serval_pb2.TokenLogprob(token_id=(token + i) % 256, logprob=-0.5 - i) for i in range(submit.sampling.logprobs)]
         logprobs = [serval_pb2.TokenLogprobs(chosen=serval_pb2.TokenLogprob(token_id=token, logprob=-0.5), top=top)]
-    return cluster_pb2.RequestOutput(request=submit.request, token_ids=[token], logprobs=logprobs)
+    prompt = _prompt_logprobs(submit) if is_first and submit.sampling.HasField("prompt_logprobs") else []
+    return cluster_pb2.RequestOutput(request=submit.request, token_ids=[token], logprobs=logprobs, prompt_logprobs=prompt)
+
+
+def _prompt_logprobs(submit: cluster_pb2.Submit) -> list[serval_pb2.TokenLogprobs]:
+    """Each token's is minus its position; the likeliest of n beside it is its successor."""
+    count = submit.sampling.prompt_logprobs
+    return [
+        serval_pb2.TokenLogprobs(
+            chosen=serval_pb2.TokenLogprob(token_id=token, logprob=-position),
+            top=[
+                serval_pb2.TokenLogprob(token_id=(token + i + 1) % 256, logprob=-0.25 - i)
+                for i in range(count if position else 0)
+            ],
+        )
+        for position, token in enumerate(submit.prompt)
+    ]
 
 
 class Cluster:
