@@ -132,15 +132,7 @@ class Cluster:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for process in self._processes:
-            process.popen.terminate()
-        deadline_s = time.monotonic() + STOP_TIMEOUT_S
-        for process in self._processes:
-            try:
-                process.popen.wait(max(0.0, deadline_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.popen.kill()
-                process.popen.wait()
+        end(self._processes)
         self._folder.cleanup()
 
     def _start(self) -> None:
@@ -192,6 +184,19 @@ def launch(name: str, role: str, arguments: Sequence[str], settings: Mapping[str
     process = Process(name, log, popen)
     threading.Thread(target=_read_reports, args=(os.fdopen(read_end), process), daemon=True).start()
     return process
+
+
+def end(processes: Sequence[Process]) -> None:
+    """Asks them all to end, and kills those that do not in time."""
+    for process in processes:
+        process.popen.terminate()
+    deadline_s = time.monotonic() + STOP_TIMEOUT_S
+    for process in processes:
+        try:
+            process.popen.wait(max(0.0, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.popen.kill()
+            process.popen.wait()
 
 
 def environment(threads: int | None) -> dict[str, str]:
