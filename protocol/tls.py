@@ -103,9 +103,16 @@ class TlsIdentity:
         """For one gRPC server. With an authority the peer has to show a certificate of it. `on_handshake` is called on a thread
         of gRPC's for each connection, before it is known whether it will be accepted."""
 
+        shown = self.version
+
         def fetch() -> Any:
+            nonlocal shown
             on_handshake()
-            return self._configuration() if self.refresh() else None
+            self.refresh()
+            if shown == self.version:  # several servers may share an identity: each asks for itself
+                return None
+            shown = self.version
+            return self._configuration()
 
         demands_certificate = self._material.ca is not None
         return grpc.dynamic_ssl_server_credentials(self._configuration(), fetch, demands_certificate)

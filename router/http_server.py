@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from protocol.errors import ConfigError
 from protocol.tls import TlsIdentity
+from router.caller import ANONYMOUS
 from router.config import RouterConfig
 from router.http_connection import ConnectionLimits, limited_connection
 from telemetry.metrics import Metrics
@@ -48,12 +49,16 @@ class HttpServer:
         self._server.should_exit = True
         await self._serving
 
+    def _refused(self, reason: str) -> None:
+        """Before a head is whole nobody knows whose request it is."""
+        self._metrics.rejections.of(reason=reason, tenant=ANONYMOUS.tenant).inc()
+
     def _uvicorn_config(self, app: FastAPI) -> uvicorn.Config:
         config = self._config
         limits = ConnectionLimits(config.max_connections, config.max_header_bytes, config.header_timeout_s)
         options = uvicorn.Config(
             app,
-            http=limited_connection(limits, lambda reason: self._metrics.rejections.of(reason=reason).inc()),
+            http=limited_connection(limits, self._refused),
             log_config=None,
             log_level="warning",
             access_log=False,

@@ -144,7 +144,7 @@ class _Running:
         serval_pb2_grpc.add_ServalServicer_to_server(serval, self._grpc.server)
         false_role = metrics.tls_refusals.of(surface="link").inc
         link = RouterLinkService(self.members, self._dispatcher, config.worker_silence_s, false_role)
-        self._link = _link_server(access.link, metrics)
+        self._link = _link_server(config, access.link, metrics)
         cluster_pb2_grpc.add_RouterLinkServicer_to_server(link, self._link.server)
         self._janitors: list[asyncio.Task[None]] = []
 
@@ -221,8 +221,14 @@ def _client_server(config: RouterConfig, tls: TlsIdentity | None, metrics: Metri
     )
 
 
-def _link_server(tls: TlsIdentity | None, metrics: Metrics) -> GrpcServer:
+def _link_server(config: RouterConfig, tls: TlsIdentity | None, metrics: Metrics) -> GrpcServer:
     if tls is None:
         return GrpcServer([_LINK_SERVICE])
     guard = PeerGuard([_LINK_SERVICE], ["prefill", "decode"], metrics.tls_refusals.of(surface="link").inc)
-    return GrpcServer([_LINK_SERVICE], tls=tls, guard=guard, on_handshake=metrics.tls_handshakes.of(surface="link").inc)
+    return GrpcServer(
+        [_LINK_SERVICE],
+        handshake_timeout_s=config.header_timeout_s,
+        tls=tls,
+        guard=guard,
+        on_handshake=metrics.tls_handshakes.of(surface="link").inc,
+    )
