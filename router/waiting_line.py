@@ -62,7 +62,8 @@ class WaitingLine:
         self._set_aside: dict[Request, None] = {}
         self._waits: dict[Request, _Wait] = {}
         self._drain = RecentRate()
-        self._moved_at = 0.0
+        self._moved_at: float | None = None
+        """When it moved last; None unless somebody has to wait for room."""
 
     def __len__(self) -> int:
         return len(self._waits)
@@ -79,10 +80,7 @@ class WaitingLine:
 
     def enter(self, request: Request, *, is_returning: bool = False) -> None:
         """Queues it; it moves with the next `pump`. Who returns from a lost worker has had its turn, and goes first."""
-        loop = asyncio.get_running_loop()
-        if not self._waits:
-            self._moved_at = loop.time()
-        timer = loop.call_later(self._config.queue_timeout_s, self._on_queue_timeout, request)
+        timer = asyncio.get_running_loop().call_later(self._config.queue_timeout_s, self._on_queue_timeout, request)
         self._waits[request] = _Wait(timer)
         self._push(request, is_returning)
         self._accounting.line_length(request, +1)
@@ -109,15 +107,15 @@ class WaitingLine:
                 self._give_up(request, End(Outcome.INTERNAL, "the router failed to place the request"))
                 continue
             if placed is Placed.NO_ROOM:
+                self._moved_at = self._moved_at or asyncio.get_running_loop().time()
                 return
             if placed is Placed.NO_WORKER:
                 self._put_aside(request)
                 continue
             self._queue.pop()
-            now = asyncio.get_running_loop().time()
-            self._drain.add(1, now - self._moved_at)
-            self._moved_at = now
             self.leave(request)
+            self._note_move()
+        self._moved_at = None
 
     def on_worker_joined(self) -> None:
         """Who was set aside may fit there."""
@@ -136,6 +134,12 @@ class WaitingLine:
             self._queue.push(request, replace(share, priority=_RETURNING), cost=0)
         else:
             self._queue.push(request, share, cost=request.charge.tokens)
+
+    def _note_move(self) -> None:
+        if self._moved_at is not None:
+            now = asyncio.get_running_loop().time()
+            self._drain.add(1, now - self._moved_at)
+            self._moved_at = now
 
     def _put_aside(self, request: Request) -> None:
         self._queue.remove(request)

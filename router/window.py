@@ -10,10 +10,10 @@ from router.workers import Worker
 def has_decode_room(worker: Worker, prompt_tokens: int, overcommit: int) -> bool:
     """It can take one more sequence with a prompt of that length at once, or few enough wait there already. What it does not
     say bounds nothing. `overcommit`: requests that may wait there."""
-    if worker.has_room_for(prompt_tokens) or not worker.requests:
-        return True
     if worker.hello.max_sequences and worker.requests >= worker.hello.max_sequences + overcommit:
         return False
+    if worker.has_blocks_for(prompt_tokens) or not worker.requests:
+        return True
     # Who was sent since the last report is in no line that it shows. Some of them need not wait; that errs for a short line.
     return worker.load.waiting_for_blocks + worker.sent_since_report < overcommit
 
@@ -21,6 +21,5 @@ def has_decode_room(worker: Worker, prompt_tokens: int, overcommit: int) -> bool
 def has_compute_room(worker: Worker, window_s: float) -> bool:
     """The prompts that are there already will be computed within `window_s`, at the speed that it reports. An idle worker, or
     one that has not measured its speed, has room."""
-    return worker.queued_tokens <= window_s * worker.load.prefill_tokens_per_s or not (
-        worker.queued_tokens and worker.load.prefill_tokens_per_s
-    )
+    tokens_per_s = worker.load.prefill_tokens_per_s
+    return not tokens_per_s or worker.queued_tokens <= window_s * tokens_per_s

@@ -98,7 +98,12 @@ class Worker:
 
     def has_room_for(self, prompt_tokens: int) -> bool:
         """A decode worker could begin at once. What it does not say counts as room."""
-        if self.load.waiting_for_blocks or (self.hello.max_sequences and self.requests >= self.hello.max_sequences):
+        is_full = bool(self.hello.max_sequences) and self.requests >= self.hello.max_sequences
+        return not is_full and self.has_blocks_for(prompt_tokens)
+
+    def has_blocks_for(self, prompt_tokens: int) -> bool:
+        """Nobody waits for KV blocks there, and enough are free."""
+        if self.load.waiting_for_blocks:
             return False
         if not self.load.kv_blocks_total or not self.hello.block_size:
             return True
