@@ -1,6 +1,7 @@
 """The native decode step: near float32 as torch is, or nearer; never in the way where it cannot run."""
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from llguidance import LLMatcher
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from engine.batch import Batch, Span
@@ -176,6 +178,23 @@ def test_greedy_answers_are_torchs(tmp_path: Path) -> None:
 
 
 # ---- without kernels
+
+
+@needs_kernels
+def test_answers_keep_to_grammars_and_prompts_of_one_token_have_logprobs(tmp_path: Path) -> None:
+    shape = {"hidden_size": 96, "heads": 6, "kv_heads": 2, "head_dim": 32, "intermediate_size": 160, "vocab_size": 288}
+    engine = load(write_tiny_llama(tmp_path, **shape, dtype=torch.bfloat16), "bfloat16", "auto")  # type: ignore[arg-type]
+    assert engine.model._decoder is not None
+    params = SamplingParams(grammar=LLMatcher.grammar_from_regex("[a-z]{5}[0-9]{3}"), prompt_logprobs=1, max_tokens=50)
+    sequences = [Sequence(str(seed), [65], replace(params, seed=seed, temperature=seed / 2)) for seed in range(6)]
+    for sequence in sequences:
+        engine.submit(sequence)
+    updates = [update for _ in range(9) for update in engine.step()]
+    assert engine.is_idle
+    assert [update.finish for update in updates if update.finish] == ["stop"] * 6
+    assert [len(update.prompt_logprobs) for update in updates] == [1] * 6 + [0] * 42
+    for sequence in sequences:
+        assert re.fullmatch(rb"[a-z]{5}[0-9]{3}", bytes(sequence.output))
 
 
 @pytest.fixture
