@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from protocol.serval_pb2 import TokenLogprob, TokenLogprobs
 from router.chat_choice import finish_reason
 from router.openai_answers import Json
+from router.prompt_logprobs import prompt_logprobs_of
 from router.request import Delta, Request, TokenInfo
 from router.tokenizer import TextTokenizer
 
@@ -14,13 +15,15 @@ class CompletionChoice:
     """See router/openai_answers.py's Choice.
 
     Logprobs are lists of equal length, one entry per token: with echo the prompt's come first, and the very first token, which
-    nothing precedes, has none. `text_offset` counts characters of the choice's text.
+    nothing precedes, has none. `text_offset` counts characters of the choice's text. `prompt_logprobs`: how many likeliest tokens
+    to list in place of each of the prompt's; None: no such list.
     """
 
-    def __init__(self, index: int, request: Request, tokenizer: TextTokenizer) -> None:
+    def __init__(self, index: int, request: Request, tokenizer: TextTokenizer, prompt_logprobs: int | None = None) -> None:
         self._index = index
         self._request = request
         self._tokenizer = tokenizer
+        self._prompt_logprobs = prompt_logprobs
         self._echo = request.spec.echo or ""
         self._has_opened = False
 
@@ -36,7 +39,11 @@ class CompletionChoice:
         shown = Delta() if self._request.spec.is_prompt_only else delta
         tokens = [*self._prompt_tokens(), *self._answer_tokens(shown)]
         logprobs = self._logprobs(tokens, begins_prompt=bool(self._echo))
-        return self._chunk(self._echo + shown.text, logprobs, self._finish_reason())
+        choice = self._chunk(self._echo + shown.text, logprobs, self._finish_reason())
+        if self._prompt_logprobs is not None:
+            token_bytes = self._tokenizer.token_bytes
+            choice["prompt_logprobs"] = prompt_logprobs_of(self._request, self._prompt_logprobs, token_bytes)
+        return choice
 
     def _opening(self) -> list[Json]:
         if self._has_opened or not self._echo:
@@ -80,7 +87,7 @@ class CompletionChoice:
     def _top(self, logprobs: TokenLogprobs) -> Json:
         """With the chosen token, as OpenAI lists it. Of tokens with the same text the likeliest counts."""
         top: Json = {}
-        for token in (*logprobs.top, logprobs.chosen):
+        for token in (*logprobs.top[: self._request.spec.sampling.logprobs], logprobs.chosen):
             top.setdefault(self._text(token), token.logprob)
         return top
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
@@ -21,12 +21,14 @@ from router.dispatch import Dispatcher
 from router.http_answer import AnswerResponse
 from router.http_door import Door, Visit
 from router.openai_answers import OpenAiReply, Reply
+from router.openai_messages import GenerationBody
 from router.openai_parse import parse
-from router.openai_requests import ChatRequest, CompletionRequest, SamplingFields
+from router.openai_requests import ChatRequest, CompletionRequest
+from router.prompt_logprobs import prompt_logprobs_of
 from router.tokenizer import TextTokenizer
 from telemetry.tracing import OFF, Tracing
 
-AnyAsked = TypeVar("AnyAsked", bound=SamplingFields)
+AnyAsked = TypeVar("AnyAsked", bound=GenerationBody)
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,23 @@ class OpenAiFront:
         token_bytes = self._tokenizer.token_bytes
         choices = [ChatChoice(index, each, token_bytes, call.tools.parser()) for index, each in enumerate(answers.requests)]
         head = self._head("chatcmpl", "chat.completion", answers)
-        return OpenAiReply(answers, call.n, choices, head, "chat.completion.chunk", asked.includes_usage)
+
+        def tail() -> dict[str, Any]:
+            if asked.prompt_logprobs is None:
+                return {}
+            return {"prompt_logprobs": prompt_logprobs_of(answers.requests[0], asked.prompt_logprobs, token_bytes)}
+
+        return OpenAiReply(answers, call.n, choices, head, "chat.completion.chunk", asked.includes_usage, tail)
 
     def _completion_reply(self, asked: CompletionRequest, call: Call, answers: Answers) -> OpenAiReply:
-        choices = [CompletionChoice(index, request, self._tokenizer) for index, request in enumerate(answers.requests)]
+        choices = [
+            CompletionChoice(index, request, self._tokenizer, asked.prompt_logprobs)
+            for index, request in enumerate(answers.requests)
+        ]
         head = self._head("cmpl", "text_completion", answers)
         return OpenAiReply(answers, call.n, choices, head, "text_completion", asked.includes_usage)
 
-    def _head(self, prefix: str, kind: str, answers: Answers) -> dict[str, str | int]:
+    def _head(self, prefix: str, kind: str, answers: Answers) -> dict[str, Any]:
         name = f"{prefix}-{answers.requests[0].request_id}"
         return {"id": name, "object": kind, "created": int(time.time()), "model": self._model}
 

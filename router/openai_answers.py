@@ -3,7 +3,7 @@
 Source: OpenAI's API reference; the `openai` client's types are what the tests hold these against.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -55,15 +55,23 @@ class Choice(Protocol):
 
 
 class OpenAiReply:
-    """A Reply of choices. `head` are the fields that every body and chunk begins with."""
+    """A Reply of choices. `head` are the fields that every body and chunk begins with, `tail` those that end a whole body."""
 
     def __init__(
-        self, answers: Answers, n: int, choices: Sequence[Choice], head: Json, chunk_object: str, includes_usage: bool
+        self,
+        answers: Answers,
+        n: int,
+        choices: Sequence[Choice],
+        head: Json,
+        chunk_object: str,
+        includes_usage: bool,
+        tail: Callable[[], Json] = dict,
     ) -> None:
         self.answers = answers
         self._n = n
         self._choices = choices
         self._head = head
+        self._tail = tail
         self._chunk_head: Json = {**head, "object": chunk_object}
         self.ends_with_figures = includes_usage
         self._no_usage: Json = {"usage": None} if includes_usage else {}
@@ -92,7 +100,7 @@ class OpenAiReply:
 
     def whole(self, deltas: Sequence[Delta]) -> bytes:
         choices = [choice.whole(delta) for choice, delta in zip(self._choices, deltas, strict=True)]
-        return orjson.dumps({**self._head, "choices": choices, "usage": usage_of(self.figures)})
+        return orjson.dumps({**self._head, "choices": choices, "usage": usage_of(self.figures), **self._tail()})
 
     def _events(self, chunks: Sequence[Json]) -> bytes:
         return b"".join(event({**self._chunk_head, "choices": [chunk], **self._no_usage}) for chunk in chunks)

@@ -14,6 +14,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class GenerationBody(Strict):
+    """A body that asks for answers."""
+
+    stream: bool | None = None
+
+
 class TextPart(Strict):
     type: Literal["text"]
     text: str

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from protocol.errors import InvalidRequest
 from protocol.sampling import MAX_LOGPROBS
 from router.openai_formats import StructuredFields
-from router.openai_messages import Message, Strict
+from router.openai_messages import GenerationBody, Message, Strict
 from router.tool_calls.tools import FunctionTool, Tool, ToolChoice, tool_of
 
 MAX_STOP_STRINGS = 16
@@ -29,11 +29,10 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = Field(default=None, description="Accepted; nothing is obfuscated.")
 
 
-class SamplingFields(StructuredFields):
+class SamplingFields(GenerationBody, StructuredFields):
     """What both endpoints share. None: the model's default."""
 
     model: Annotated[str, Field(min_length=1)]
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Answers to each prompt; the one with index i draws with seed + i."
