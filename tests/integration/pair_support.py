@@ -112,6 +112,7 @@ class TestRouter(cluster_pb2_grpc.RouterLinkServicer):
 @dataclass
 class Pair:
     router: TestRouter
+    prefill: PrefillWorker
     decode: DecodeWorker
     prefill_metrics: Metrics
     decode_metrics: Metrics
@@ -147,7 +148,7 @@ async def running_pair(
         await prefill_worker.start()
         await decode_worker.start()
         await router.until_joined("prefill-0", "decode-0")
-        yield Pair(router, decode_worker, prefill_metrics, decode_metrics)
+        yield Pair(router, prefill_worker, decode_worker, prefill_metrics, decode_metrics)
     finally:
         await decode_worker.stop(5)
         await prefill_worker.stop(5)

@@ -1,6 +1,8 @@
 """A request on its whole way through both workers: grammars, prompt logprobs, answers that go on, shared prompts, busy time."""
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,9 @@ from llguidance import LLMatcher
 from pair_support import Pair, running_pair
 from transformers import AutoModelForCausalLM
 
+from engine.sequence import Sequence
 from engine.tiny import write_tiny_llama
+from protocol import cluster_pb2
 from protocol.sampling import SamplingParams
 from tests.json_schemas import json_schemas
 
@@ -73,6 +77,32 @@ async def test_what_is_no_grammar_is_invalid(pair: Pair, prefill: str | None) ->
     ended = await told.until_ended()
     assert ended.outcome == "invalid"
     assert "grammar" in ended.message
+
+
+async def test_a_lease_that_ends_while_a_grammar_compiles_is_not_written_under(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = pair.prefill._jobs
+    assert jobs is not None
+    engine, loop = jobs._engine, asyncio.get_running_loop()
+    prepare, compiling, go_on = engine.prepare, asyncio.Event(), threading.Event()
+
+    def slow(sequence: Sequence) -> None:
+        loop.call_soon_threadsafe(compiling.set)
+        assert go_on.wait(10)
+        prepare(sequence)
+
+    monkeypatch.setattr(engine, "prepare", slow)
+    told = pair.router.submit(random_prompt(40), params_of(grammar=LLMatcher.grammar_from_regex("[a-z]{5}")))
+    await asyncio.wait_for(compiling.wait(), 10)
+    (job,) = jobs._by_key.values()
+    abort = cluster_pb2.AbortRequest(lease_id=job.lease_id, decode_incarnation=job.decode_incarnation)
+    assert await jobs.abort(abort), "nothing was written, and from now on nothing can be"
+    go_on.set()
+    ended = await told.until_ended()
+    assert (ended.outcome, ended.timings.prefilled_locally, len(told.tokens)) == ("stop", True, 5)
+    assert engine.steps == 0
+    await asyncio.wait_for(jobs._idle.wait(), 10)
 
 
 @pytest.mark.parametrize("prefill", ["prefill-0", None])
