@@ -178,7 +178,7 @@ class Metrics:
 
 
 class Bound(Generic[AnyMetric]):
-    """A metric with the process's constant labels filled in: `metrics.requests.of(outcome="stop").inc()`."""
+    """A metric with the process's constant labels filled in: `metrics.workers.of(pool="decode").set(1)`."""
 
     def __init__(self, metric: AnyMetric, constant: dict[str, str]) -> None:
         self._metric = metric

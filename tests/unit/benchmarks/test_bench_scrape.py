@@ -51,15 +51,15 @@ def test_a_process_that_came_later_counts_in_full() -> None:
 
 def test_by_label_leaves_out_zeros() -> None:
     router = Metrics("router", "router")
-    router.requests.of(outcome="stop").inc(2)
-    router.requests.of(outcome="cancelled")
+    router.requests.of(outcome="stop", tenant="a").inc(2)
+    router.requests.of(outcome="cancelled", tenant="a")
     assert by_label(scraped(router), "serval_requests_total", "outcome") == {"stop": 2}
 
 
 async def test_workers_are_found_through_the_router() -> None:
     decode, router = Metrics("decode", "decode-0"), Metrics("router", "router")
     decode.kv_digest_mismatches.of().inc(2)
-    router.requests.of(outcome="length").inc(3)
+    router.requests.of(outcome="length", tenant="a").inc(3)
     worker = ScriptedServer(lambda _: whole_answer(1), {"/metrics": decode.render().decode()})
     front = ScriptedServer(lambda _: whole_answer(1), {"/metrics": router.render().decode()})
     async with serving(worker), serving(front), httpx.AsyncClient(base_url=front.url) as http:
