@@ -16,7 +16,9 @@ from router.prefix_index import PrefixIndex
 from router.workers import Worker
 
 UNMEASURED_PREFILL_TOKENS_PER_S = 2000.0
-"""Before any worker of a pool has computed a prompt. Only how tokens weigh against each other follows from it."""
+UNMEASURED_STEP_S = 0.01
+"""While no worker of a pool has computed anything lately. Only how much a token of the prompt, a token of the answer and a request
+more weigh against each other follows from them."""
 
 
 SAME_SECONDS, SAME_SHARE = 0.001, 0.005
@@ -175,7 +177,9 @@ class Placer:
         placement.computing.computing_tokens -= placement.uncached_tokens
 
     def on_cache_change(self, worker: Worker, change: cluster_pb2.CacheChange) -> None:
-        """A worker said what its prefix cache holds."""
+        """A worker said what its prefix cache holds. One that has left may still be heard for a moment."""
+        if worker.end_reason.done():
+            return
         self._index.update(worker.incarnation, change)
 
     def on_worker_lost(self, worker: Worker) -> None:
@@ -205,7 +209,7 @@ def _predict_decode(
     ask: Ask, workers: Sequence[Worker], matched: Mapping[int, int], prefill: Candidate | None
 ) -> list[Candidate]:
     """`prefill`: the best prefill worker; it does not depend on the decode worker, for all send what the latter lacks."""
-    usual = _usual_rate(workers)
+    usual, usual_step_s = _usual_rate(workers), _usual_step_s(workers)
     candidates = []
     for worker in workers:
         cached = _cached_tokens(ask, worker, matched)
@@ -224,7 +228,7 @@ def _predict_decode(
                 fits=worker.has_room_for(ask.prompt_tokens),
                 computes=computes,
                 ttft_s=ttft_s,
-                itl_s=worker.predicted_itl_s,
+                itl_s=worker.predicted_itl_s(usual_step_s),
                 transfer_s=transfer_s,
             )
         )
@@ -250,9 +254,14 @@ def _transfer_s(worker: Worker, tokens: int) -> float:
 
 
 def _usual_rate(workers: Sequence[Worker]) -> float:
-    """For workers that have computed nothing yet: as fast as their neighbours."""
+    """For workers that have computed nothing lately: as fast as their neighbours."""
     known = [worker.load.prefill_tokens_per_s for worker in workers if worker.load.prefill_tokens_per_s]
     return sum(known) / len(known) if known else UNMEASURED_PREFILL_TOKENS_PER_S
+
+
+def _usual_step_s(workers: Sequence[Worker]) -> float:
+    known = [worker.step_times.mean_y for worker in workers if worker.step_times.weight]
+    return sum(known) / len(known) if known else UNMEASURED_STEP_S
 
 
 # ---- picking

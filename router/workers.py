@@ -14,9 +14,6 @@ DECODE = cluster_pb2.ROLE_DECODE
 PREFILL = cluster_pb2.ROLE_PREFILL
 POOL_NAMES = {DECODE: "decode", PREFILL: "prefill"}
 
-UNMEASURED_STEP_S = 0.01
-"""Time between two tokens of one answer, for a worker that has answered nothing yet."""
-
 SLOWER_PER_REQUEST = 1 / 32
 """How much longer a step takes with one more answer in the batch, while that was not measured: a batch is cheap, not free."""
 
@@ -87,11 +84,11 @@ class Worker:
         elsewhere = self.load.queued_tokens * self.load_elsewhere // reported if reported else 0
         return self.computing_tokens + elsewhere
 
-    @property
-    def predicted_itl_s(self) -> float:
-        """The time between two tokens of one answer with one more request in the batch."""
+    def predicted_itl_s(self, usual_s: float) -> float:
+        """The time between two tokens of one answer with one more request in the batch. `usual_s`: for a worker that has
+        answered nothing lately."""
         if not self.step_times.weight:
-            return UNMEASURED_STEP_S * (1 + SLOWER_PER_REQUEST * self.requests)
+            return usual_s * (1 + SLOWER_PER_REQUEST * self.requests)
         assumed_s = self.step_times.mean_y * SLOWER_PER_REQUEST
         fixed_s, per_request_s = self.step_times.fit(assumed_slope=assumed_s, spread=0.5)
         return fixed_s + per_request_s * (self.requests + 1)
@@ -118,7 +115,9 @@ class Worker:
             self.progressed_at = now
         self.load = load
         self.in_flight_at_report = self.in_flight
-        if load.running and load.step_s:
+        if not load.step_s:
+            self.step_times = RecentLine()
+        elif load.running:
             self.step_times.add(load.running, load.step_s)
         self.sent_since_report = self.sent_tokens_since_report = 0
 

@@ -164,6 +164,7 @@ async def test_who_meets_the_objective_goes_before_who_is_faster(slo_itl_s: floa
     slow_link = {"transfer_bytes_per_s": 1e5}  # ten seconds for the whole prompt
     for _ in range(20):
         cluster.report("d1", running=4, step_s=0.04, **slow_link)
+    cluster.report("d0", running=1, **slow_link)
     cluster.report("d0", **slow_link)
     cluster.cache("d1", PROMPT)
     assert decode_of(cluster.place()) == picked
@@ -252,14 +253,19 @@ async def test_the_prediction_of_a_fuller_batch_is_learned_from_reports() -> Non
         cluster.report("d0", running=running, step_s=0.010 + 0.002 * running)
     worker.load.running = 0
     worker.in_flight = 7
-    assert worker.predicted_itl_s == pytest.approx(0.010 + 0.002 * 8, rel=0.05)
+    assert worker.predicted_itl_s(usual_s=1.0) == pytest.approx(0.010 + 0.002 * 8, rel=0.05)
+    cluster.report("d0", step_s=0.0)  # nothing lately: as its neighbours
+    worker.load.running, worker.in_flight = 0, 0
+    assert worker.predicted_itl_s(usual_s=0.03) == pytest.approx(0.03)
 
 
 async def test_a_worker_that_left_is_not_expected_to_hold_anything() -> None:
     cluster = Cluster()
     cluster.cache("p1", PROMPT)
     assert prefill_of(cluster.place()) == ("p1", Reason.PREFIX)
+    cluster.workers["p1"].end_stream("it was killed")
     cluster.placer.on_worker_lost(cluster.workers["p1"])
+    cluster.cache("p1", PROMPT)  # was on its way
     assert prefill_of(cluster.place()) == ("p0", Reason.TURN)
     assert cluster.placer.index_entries == 0
 
