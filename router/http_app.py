@@ -17,8 +17,19 @@ from router.model import ModelInfo
 from router.openai_errors import error_body
 from router.openai_requests import ChatRequest, CompletionRequest
 from router.openapi import BODY_ERRORS, GENERATION_ERRORS, body_of, describe, responses
-from router.openapi_models import ChatCompletion, Completion, Detokenized, ModelCard, ModelList, Tokenized, Version
+from router.openapi_models import (
+    ChatCompletion,
+    Completion,
+    Detokenized,
+    ModelCard,
+    ModelList,
+    ResponseBody,
+    Tokenized,
+    Version,
+)
 from router.openapi_models import Status as StatusBody
+from router.responses_api import ResponsesFront
+from router.responses_requests import ResponsesRequest
 from router.status import Status
 from router.tokens_api import DetokenizeRequest, TokenizeRequest, TokensFront
 from telemetry.metrics import Metrics
@@ -30,6 +41,7 @@ class Fronts:
 
     door: Door
     openai: OpenAiFront
+    responses: ResponsesFront
     tokens: TokensFront
 
 
@@ -42,10 +54,11 @@ def build_app(
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_bug)
     _add_openai(app, fronts.openai)
+    _add_responses(app, fronts.responses)
     _add_models(app, fronts.door, model, started_at)
     _add_tokens(app, fronts.tokens)
     _add_operators(app, status, metrics)
-    describe(app, (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest), model.name, needs_key)
+    describe(app, (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest), model.name, needs_key)
     return app
 
 
@@ -67,6 +80,17 @@ def _add_openai(app: FastAPI, front: OpenAiFront) -> None:
     )
     async def completions(http: HttpRequest) -> Response:
         return await front.completion(http)
+
+
+def _add_responses(app: FastAPI, front: ResponsesFront) -> None:
+    @app.post(
+        "/v1/responses",
+        response_model=None,
+        openapi_extra=body_of(ResponsesRequest),
+        responses=responses(ResponseBody, *GENERATION_ERRORS, streams=True),
+    )
+    async def create_response(http: HttpRequest) -> Response:
+        return await front.create(http)
 
 
 def _add_models(app: FastAPI, door: Door, model: ModelInfo, started_at: int) -> None:

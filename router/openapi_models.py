@@ -120,6 +120,54 @@ class Completion(BaseModel):
     usage: UsageBody
 
 
+class OutputItem(BaseModel):
+    """A message, or a call of a function."""
+
+    id: str
+    type: Literal["message", "function_call"]
+    status: Literal["completed", "incomplete"]
+    role: Literal["assistant"] | None = None
+    content: list[dict[str, Any]] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ResponseUsage(BaseModel):
+    input_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+    serval: ServalFigures
+
+
+class ResponseBody(BaseModel):
+    """Of /v1/responses. What was asked for comes back with it."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: Literal["completed", "incomplete"]
+    error: None
+    incomplete_details: dict[str, str] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[OutputItem]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    store: Literal[False]
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_p: float
+    usage: ResponseUsage
+
+
 class ModelCard(BaseModel):
     id: str
     object: Literal["model"]

@@ -23,6 +23,7 @@ from router.http_server import HttpServer
 from router.keys import ApiKeys
 from router.link import RouterLinkService
 from router.model import ModelInfo
+from router.responses_api import ResponsesFront
 from router.status import Status
 from router.tokenizer import TextTokenizer
 from router.tokens_api import TokensFront
@@ -134,9 +135,11 @@ class _Running:
         self._take_tenants()
         admission = Admission(config, model, tokenizer, self.members)
         door = Door(config, access.keys.caller_of, accounting)
+        openai = OpenAiFront(config, door, tokenizer, admission, self._dispatcher, tracing)
         self._fronts = Fronts(
             door,
-            OpenAiFront(config, door, tokenizer, admission, self._dispatcher, tracing),
+            openai,
+            ResponsesFront(openai, tokenizer, admission),
             TokensFront(door, model, tokenizer, admission),
         )
         self._grpc = _client_server(config, access.front, metrics)
