@@ -12,10 +12,12 @@ OUTCOME_OF: Mapping[FinishReason, Outcome] = {"stop": Outcome.STOP, "length": Ou
 
 
 def logprobs_to_proto(logprobs: Iterable[TokenLogprobs]) -> list[serval_pb2.TokenLogprobs]:
-    return [
-        serval_pb2.TokenLogprobs(
-            chosen=serval_pb2.TokenLogprob(token_id=one.token_id, logprob=one.logprob),
-            top=[serval_pb2.TokenLogprob(token_id=token_id, logprob=logprob) for token_id, logprob in one.top],
-        )
-        for one in logprobs
-    ]
+    return [_to_proto(one) for one in logprobs]
+
+
+def _to_proto(one: TokenLogprobs) -> serval_pb2.TokenLogprobs:
+    message = serval_pb2.TokenLogprobs(chosen=serval_pb2.TokenLogprob(token_id=one.token_id, logprob=one.logprob))
+    add = message.top.add  # half the time of making the parts first; a long prompt has tens of thousands
+    for token_id, logprob in one.top:
+        add(token_id=token_id, logprob=logprob)
+    return message
