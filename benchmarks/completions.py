@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from benchmarks.http_stream import ProtocolError, Refused, post
+from benchmarks.http_stream import OPEN, Access, ProtocolError, Refused, post
 
 Prompt = list[int] | str
 DONE = b"[DONE]"
@@ -99,13 +99,15 @@ class StreamError(Exception):
     """The server ended the answer with an error event."""
 
 
-async def complete(url: str, request: CompletionRequest, timeout_s: float, due_s: float | None = None) -> Answer:
+async def complete(
+    url: str, request: CompletionRequest, timeout_s: float, due_s: float | None = None, access: Access = OPEN
+) -> Answer:
     """Sends `request` to the server at `url` and reads the answer to its end. Never raises for what the server or the network
     does: `Answer.error` says it. `timeout_s` covers the whole answer. Cancellation goes on."""
     answer = Answer(due_s=time.perf_counter() if due_s is None else due_s, wanted_tokens=request.max_tokens)
     try:
         async with asyncio.timeout(timeout_s):
-            await _read(url, request, answer)
+            await _read(url, request, answer, access)
         answer.error = _incomplete(answer)
     except TimeoutError:
         answer.error = "timeout"
@@ -120,9 +122,9 @@ async def complete(url: str, request: CompletionRequest, timeout_s: float, due_s
     return answer
 
 
-async def _read(url: str, request: CompletionRequest, answer: Answer) -> None:
+async def _read(url: str, request: CompletionRequest, answer: Answer, access: Access) -> None:
     stream = EventStream()
-    async with post(url, "/v1/completions", orjson.dumps(request.body())) as pieces:
+    async with post(url, "/v1/completions", orjson.dumps(request.body()), access) as pieces:
         async for piece in pieces:
             now_s = time.perf_counter()
             for data in stream.feed(piece):

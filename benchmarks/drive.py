@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 
 from benchmarks.completions import Answer, CompletionRequest, complete
+from benchmarks.http_stream import OPEN, Access
 from benchmarks.terminal import progress_bar
 
 Report = Callable[[Answer], None]
@@ -15,7 +16,8 @@ class Drive:
     """One pass over `requests`. Either loop may be called once; cancelled (Ctrl-C), it returns at once with `interrupted` set
     and keeps what was answered until then."""
 
-    def __init__(self, requests: Sequence[CompletionRequest]) -> None:
+    def __init__(self, requests: Sequence[CompletionRequest], access: Access = OPEN) -> None:
+        self._access = access
         self._requests = requests
         self.answers: list[Answer] = []
         self.interrupted = False
@@ -28,7 +30,7 @@ class Drive:
 
         async def user(report: Report) -> None:
             for request in waiting:
-                report(await complete(url, request, timeout_s))
+                report(await complete(url, request, timeout_s, access=self._access))
 
         await self._run(what, lambda report: [user(report) for _ in range(min(concurrency, len(self._requests)))])
 
@@ -38,7 +40,7 @@ class Drive:
 
         async def user(report: Report, request: CompletionRequest, arrival_s: float) -> None:
             await asyncio.sleep(started_s + arrival_s - time.perf_counter())
-            report(await complete(url, request, timeout_s, due_s=started_s + arrival_s))
+            report(await complete(url, request, timeout_s, due_s=started_s + arrival_s, access=self._access))
 
         plan = list(zip(self._requests, arrivals_s, strict=True))
         await self._run(what, lambda report: [user(report, request, arrival_s) for request, arrival_s in plan])

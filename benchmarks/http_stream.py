@@ -8,11 +8,27 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 CONNECT_TIMEOUT_S = 5.0
 READ_BYTES = 1 << 16
 HEAD_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a client shows and whom it believes. `trust` None: the authorities that this machine trusts."""
+
+    api_key: str = field(default="", repr=False)
+    trust: ssl.SSLContext | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+
+OPEN = Access()
 
 
 class ProtocolError(Exception):
@@ -66,17 +82,18 @@ class ChunkedBody:
 
 
 @contextlib.asynccontextmanager
-async def post(base_url: str, path: str, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+async def post(base_url: str, path: str, body: bytes, access: Access = OPEN) -> AsyncIterator[AsyncIterator[bytes]]:
     """Sends JSON; gives the pieces of the answer's body as they come, until its end or the connection's. Deadlines are the
     caller's, but for the connection's own. Raises Refused, ProtocolError, OSError, asyncio.IncompleteReadError."""
     address = urlsplit(base_url)
     secure = address.scheme == "https"
     host, port = address.hostname or "", address.port or (443 if secure else 80)
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        context = ssl.create_default_context() if secure else None
+        context = (access.trust or ssl.create_default_context()) if secure else None
         reader, writer = await asyncio.open_connection(host, port, ssl=context, limit=HEAD_BYTES)
     try:
         head = f"POST {address.path.rstrip('/')}{path} HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in access.headers.items())
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         status, reason, chunked = await _read_head(reader)

@@ -5,6 +5,7 @@
 
 import asyncio
 import secrets
+import ssl
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 
 from benchmarks.completions import CompletionRequest
 from benchmarks.drive import Drive
+from benchmarks.http_stream import OPEN, Access
 from benchmarks.report import LoadReport, Workload, render
 from benchmarks.scrape import Scraper
 from benchmarks.terminal import result_console
@@ -40,6 +42,10 @@ class PromptKind(StrEnum):
 
 def run(
     url: Annotated[str, typer.Option(help="The router's HTTP address.")] = "http://127.0.0.1:8000",
+    ca: Annotated[
+        Path | None, typer.Option(envvar="SERVAL_CA", help="PEM file of the authority that signed the cluster's certificate.")
+    ] = None,
+    api_key: Annotated[str, typer.Option(envvar="SERVAL_API_KEY", help="Better in the environment: others see flags.")] = "",
     model: Annotated[str | None, typer.Option(help="Default: the first that the server lists.")] = None,
     input_tokens: Annotated[int, typer.Option("--isl", min=1, help="Tokens of a prompt (words with --prompts text).")] = 256,
     output_tokens: Annotated[
@@ -85,7 +91,7 @@ def run(
     try:
         if rate is not None and concurrency is not None:
             raise BenchmarkError("--rate and --concurrency exclude each other")
-        report = asyncio.run(measure(workload))
+        report = asyncio.run(measure(workload, Access(api_key, _trust(ca))))
     except BenchmarkError as error:
         print(f"serval bench: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
@@ -98,17 +104,18 @@ def run(
         raise typer.Exit(EXIT_ERRORS)
 
 
-async def measure(workload: Workload) -> LoadReport:
+async def measure(workload: Workload, access: Access = OPEN) -> LoadReport:
     """One run against a cluster that serves already. Cancelled (Ctrl-C), it reports what was answered until then. Raises
     BenchmarkError when the server cannot be asked for its models."""
-    async with httpx.AsyncClient(base_url=workload.url, timeout=ASK_TIMEOUT_S, trust_env=False) as http:
-        workload = await _ask_for_model(http, workload)
+    verify = access.trust or workload.url.startswith("https:")
+    async with httpx.AsyncClient(base_url=workload.url, verify=verify, timeout=ASK_TIMEOUT_S, trust_env=False) as http:
+        workload = await _ask_for_model(http, workload, access)
         vocabulary = None if workload.prompts == "text" else workload.vocabulary
         everything = [
             CompletionRequest(workload.model or "", prompt, workload.output_tokens)
             for prompt in prompts(workload.seed, workload.warmup + workload.requests, workload.input_tokens, vocabulary)
         ]
-        warmup, measured = Drive(everything[: workload.warmup]), Drive(everything[workload.warmup :])
+        warmup, measured = Drive(everything[: workload.warmup], access), Drive(everything[workload.warmup :], access)
         await warmup.closed_loop(workload.url, workload.concurrency or 1, workload.timeout_s, "warming up")
         scraper = await Scraper.discover(http)
         before = await scraper.read()
@@ -123,9 +130,17 @@ async def measure(workload: Workload) -> LoadReport:
     return LoadReport.of(workload, measured.answers, measured.duration_s, growth, measured.interrupted)
 
 
-async def _ask_for_model(http: httpx.AsyncClient, workload: Workload) -> Workload:
+def _trust(ca: Path | None) -> ssl.SSLContext | None:
     try:
-        response = await http.get("/v1/models")
+        return ssl.create_default_context(cafile=ca) if ca else None
+    except (ssl.SSLError, OSError) as error:
+        raise BenchmarkError(f"--ca: {ca}: {error.strerror or 'holds no certificate in PEM'}") from error
+
+
+async def _ask_for_model(http: httpx.AsyncClient, workload: Workload, access: Access) -> Workload:
+    try:
+        # The key goes with this request alone: the same client reads the workers' /metrics, in plain text.
+        response = await http.get("/v1/models", headers=access.headers)
         response.raise_for_status()
         cards = {card["id"]: card for card in response.json()["data"]}
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:

@@ -246,11 +246,11 @@ class RunningCluster:
     def _read_announcement(self, deadline: float) -> None:
         while True:
             text = self.log.read_text(errors="replace")
-            http = re.search(r"^  HTTP +(http://\S+)/v1$", text, re.MULTILINE)
-            grpc = re.search(r"^  gRPC +(\S+)$", text, re.MULTILINE)
-            if http and grpc:
-                self.url, self.grpc = http[1], grpc[1]
-                self.model = httpx.get(f"{self.url}/v1/models", trust_env=False).json()["data"][0]["id"]
+            model = re.search(r"^Serval serves (.+): \d+ prefill", text, re.MULTILINE)
+            http = re.search(r"^  HTTP +(https?://\S+)/v1$", text, re.MULTILINE)
+            grpc = re.search(r"^  gRPC +(\S+?)( \(TLS\))?$", text, re.MULTILINE)
+            if model and http and grpc:
+                self.model, self.url, self.grpc = model[1], http[1], grpc[1]
                 self.note_pids()
                 return
             assert self.launcher.poll() is None, f"the cluster did not start\n{self.log_end()}"

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from benchmarks import load
 from benchmarks.completions import CompletionRequest
 from benchmarks.drive import Drive
+from benchmarks.http_stream import Access
 from benchmarks.load import BenchmarkError, measure, run
 from benchmarks.report import Workload, render
 
@@ -157,7 +158,7 @@ async def test_ctrl_c_prints_what_there_is() -> None:
 def test_without_a_seed_each_run_has_other_prompts(command: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = []
 
-    async def note(workload: Workload) -> None:
+    async def note(workload: Workload, access: Access) -> None:
         seeds.append(workload.seed)
         raise BenchmarkError("seen")
 
