@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 from router.request import Delta, Request
+from router.turns import News, Turns
 
 SETTLE_S = 0.5
 """How long a reply waits for a worker to say what an answer took that the router ended at a stop string: many engine steps."""
@@ -23,9 +24,10 @@ class Answers:
     """Reads the requests of one call, in the order of its choices. Whoever makes one abandons the requests at the end, whatever
     happens. Event loop only."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
+    def __init__(self, requests: Sequence[Request], turns: Turns | None = None) -> None:
+        """`turns`: the line that its reader stands in with others; without one it never waits for them."""
         self.requests = tuple(requests)
-        self._news = asyncio.Event()
+        self._news = News(turns or Turns())
         for request in self.requests:
             request.tell(self._news)
 

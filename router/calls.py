@@ -45,7 +45,7 @@ def start(
     except ServalError:
         abandon(dispatcher, Answers(requests))
         raise
-    return Answers(requests)
+    return Answers(requests, dispatcher.turns)
 
 
 def abandon(dispatcher: Dispatcher, answers: Answers, outcome: Outcome = Outcome.CANCELLED) -> None:

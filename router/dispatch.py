@@ -23,6 +23,7 @@ from router.request import End, GenerateSpec, Request, Timeline
 from router.tenants import Tenant, Tenants
 from router.text import AnswerText
 from router.tokenizer import TextTokenizer
+from router.turns import Turns
 from router.waiting_line import GONE, WaitingLine
 from router.workers import Membership, Worker
 from telemetry.tracing import NO_CONTEXT, TraceContext
@@ -42,6 +43,8 @@ class Dispatcher:
         self._accounting = accounting
         self.tenants = Tenants(config.tenants, config.expected_answer_tokens)
         self._attempts = Attempts(config, members, accounting)
+        self.turns = Turns()
+        """The line of all who write to clients."""
         self._line = WaitingLine(config, accounting, self._attempts.place, self._end)
         self._open: set[Request] = set()
         self._streaming = 0
@@ -97,6 +100,7 @@ class Dispatcher:
         text = AnswerText(self._tokenizer, spec.stop, spec.sampling.min_tokens, spec.shown_tokens)
         request = Request(request_id, spec, text, Timeline(arrived=now, deadline=now + limit_s), charge, caller)
         request.trace = trace
+        request.end_tokens = self._end_tokens(spec)
         request.sibling_of = sibling_of
         self._open.add(request)
         self._idle.clear()
@@ -181,13 +185,17 @@ class Dispatcher:
             self._streaming += 1
             self._attempts.leave_prefill(request)
             request.prompt_logprobs = request.prompt_logprobs or output.prompt_logprobs
-        request.lifecycle.advance(Event.TOKENS)
-        self._accounting.tokens(request, len(output.token_ids), now)
-        end_tokens = self._end_tokens(request.spec)
-        logprobs = output.logprobs if request.spec.sampling.logprobs is not None else ()
-        for token_id, token_logprobs in itertools.zip_longest(output.token_ids, logprobs):
-            if request.add(token_id, token_logprobs, has_text=token_id not in end_tokens):
-                return True
+        if request.lifecycle.state is not State.STREAMING:
+            request.lifecycle.advance(Event.TOKENS)
+        token_ids = output.token_ids
+        self._accounting.tokens(request, len(token_ids), now)
+        if not request.is_read_by_token:
+            request.add_all(token_ids)
+        else:
+            logprobs = output.logprobs if request.spec.sampling.logprobs is not None else ()
+            for token_id, token_logprobs in itertools.zip_longest(token_ids, logprobs):
+                if request.add(token_id, token_logprobs):
+                    return True
         if request.siblings and _has_prompt_at_decode(request):
             self._release_siblings(request)
         return False

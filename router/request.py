@@ -13,6 +13,7 @@ from protocol.sampling import SamplingParams
 from router.caller import ANONYMOUS, Caller
 from router.tenants import Charge
 from router.text import AnswerText
+from router.turns import News
 from telemetry.tracing import NO_CONTEXT
 
 if TYPE_CHECKING:
@@ -134,10 +135,15 @@ class Request:
         self.avoided: set[int] = set()
         """Incarnations of workers that gave this request back."""
         self.timers: list[asyncio.TimerHandle] = []
+        self.end_tokens: frozenset[int] = frozenset()
+        """Tokens that end the answer and have no text in it."""
+        self.is_read_by_token = bool(spec.stop) or spec.sampling.logprobs is not None
+        """What a token says matters when it comes, not only when the client takes it."""
         self._delta = Delta()
+        self._undecoded: list[int] = []
         self._held_logprobs: list[TokenInfo] = []
         self._is_cut = False
-        self._news = asyncio.Event()
+        self._news: News | asyncio.Event = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Request {self.request_id} {self.lifecycle.state} prompt={len(self.spec.prompt)} output={len(self.output)}>"
@@ -151,19 +157,27 @@ class Request:
     def total_tokens(self) -> int:
         return len(self.spec.prompt) + self.spec.sampling.max_tokens
 
-    def add(self, token_id: int, logprobs: serval_pb2.TokenLogprobs | None, has_text: bool) -> bool:
-        """Takes the answer's next token; True when a stop string is complete. `has_text` is false for an end token."""
+    def add_all(self, token_ids: Sequence[int]) -> None:
+        """Takes the answer's next tokens, where it is not `is_read_by_token`: their text is found out when it is taken."""
+        self.output += token_ids
+        self._delta.token_ids += token_ids
+        self._undecoded += token_ids
+        self._news.set()
+
+    def add(self, token_id: int, logprobs: serval_pb2.TokenLogprobs | None) -> bool:
+        """Takes the answer's next token; True when a stop string is complete."""
         self.output.append(token_id)
         self._delta.token_ids.append(token_id)
         if logprobs is not None:
             self._held_logprobs.append(TokenInfo(logprobs, self.text.characters))
-        text, self._is_cut = self.text.push((token_id,)) if has_text else ("", False)
+        text, self._is_cut = self.text.push((token_id,)) if token_id not in self.end_tokens else ("", False)
         self._release(text)
         self._news.set()
         return self._is_cut
 
     def add_rest(self) -> bool:
         """Releases held text at the end of the answer; True when a stop string is complete, which cuts the rest off."""
+        self._decode()
         if not self._is_cut:
             text, self._is_cut = self.text.finish()
             self._release(text)
@@ -179,7 +193,7 @@ class Request:
         self.owes_figures = False
         self._news.set()
 
-    def tell(self, news: asyncio.Event) -> None:
+    def tell(self, news: News) -> None:
         """From now on `news` is set when something comes; so one reader can wait for several requests."""
         if self._news.is_set():
             news.set()
@@ -187,10 +201,18 @@ class Request:
 
     def take(self) -> Delta:
         """Everything that has come since it was last taken; may be empty."""
+        self._decode()
         delta = self._delta
         if delta:
             self._delta = Delta()
         return delta
+
+    def _decode(self) -> None:
+        if self._undecoded:
+            token_ids, self._undecoded = self._undecoded, []
+            if not self.end_tokens.isdisjoint(token_ids):
+                token_ids = [token_id for token_id in token_ids if token_id not in self.end_tokens]
+            self._delta.text += self.text.push(token_ids)[0]
 
     def _release(self, text: str) -> None:
         """A token's logprobs go out with its first character: those of a held-back token stay held."""

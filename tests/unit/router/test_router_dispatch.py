@@ -158,7 +158,7 @@ async def test_a_bug_in_one_answer_ends_that_one_alone(monkeypatch: pytest.Monke
     def explode(*_: object) -> bool:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(broken, "add", explode)
+    monkeypatch.setattr(broken, "add_all", explode)
     for task in list(world.tasks):
         world.say(task, MAX_TOKENS, "length")
     assert broken.end is not None and other.end is not None

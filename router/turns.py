@@ -1,0 +1,85 @@
+"""Adaptive coalescing: who writes to its client next, and how many do before workers are read again.
+
+Writing an event costs a multiple of reading a token. So in one round of the event loop only some writers go on; the others wait in
+line, and what comes for them meanwhile goes out in the same event. On a loop that keeps up the line is empty and every token goes
+out at once; there is no timer anywhere.
+"""
+
+import asyncio
+from collections import deque
+
+WRITERS_PER_ROUND = 16
+"""Few enough that reading what workers have sent is not held up for a millisecond."""
+
+
+class Turns:
+    """The line of all writers of one event loop. A writer with its first news goes before those that have begun."""
+
+    def __init__(self, writers_per_round: int = WRITERS_PER_ROUND) -> None:
+        self._writers_per_round = writers_per_round
+        self._left = writers_per_round
+        self._first: deque[News] = deque()
+        self._waiting: deque[News] = deque()
+        self._has_next_round = False
+
+    def ask(self, news: "News") -> None:
+        """Wakes the reader of `news` now, or when it is its turn."""
+        if self._left:
+            self._left -= 1
+            news.wake()
+        else:
+            (self._first if news.is_first else self._waiting).append(news)
+        if not self._has_next_round:
+            self._has_next_round = True
+            asyncio.get_running_loop().call_soon(self._next_round)
+
+    def _next_round(self) -> None:
+        woken = 0
+        while woken < self._writers_per_round and (line := self._first or self._waiting):
+            line.popleft().wake()
+            woken += 1
+        self._left = self._writers_per_round - woken
+        self._has_next_round = woken > 0
+        if woken:
+            asyncio.get_running_loop().call_soon(self._next_round)
+
+
+class News:
+    """An asyncio.Event for one waiter, which is woken in its turn."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._is_set = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_in_line = False
+        self.is_first = True
+        """The waiter has not been woken yet."""
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._waiter is not None and not self._is_in_line and not self._waiter.done():
+            self._is_in_line = True
+            self._turns.ask(self)
+
+    def clear(self) -> None:
+        self._is_set = False
+
+    async def wait(self) -> None:
+        """Returns when it is set, in turn; at once where it was before."""
+        if self._is_set:
+            return
+        assert self._waiter is None, "one waiter only"
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def wake(self) -> None:
+        """It is the waiter's turn."""
+        self._is_in_line = self.is_first = False
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
