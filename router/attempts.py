@@ -48,11 +48,12 @@ class Attempts:
         if not decoders:
             return Placed.NO_WORKER
         overcommit, window_s = self._config.decode_overcommit, self._config.prefill_window_s
+        now = asyncio.get_running_loop().time()
         ready = [worker for worker in decoders if has_decode_room(worker, ask.prompt_tokens, overcommit)]
         prefillers = eligible(ask, self._members.pool(PREFILL))
-        free = [worker for worker in prefillers if has_compute_room(worker, window_s)]
+        free = [worker for worker in prefillers if has_compute_room(worker, window_s, now)]
         placement = self._placer.place(ask, ready, free or prefillers)
-        if placement is None or not has_compute_room(placement.computing, window_s):
+        if placement is None or not has_compute_room(placement.computing, window_s, now):
             return Placed.NO_ROOM
         self._placer.placed(placement, ask)
         self._submit(request, placement)

@@ -130,10 +130,11 @@ class RouterConfig(BaseModel):
         "the router's line, where tenants take turns; a worker's own line is first come, first served.",
     )
     prefill_window_s: float = Field(
-        default=0.25,
+        default=0.05,
         gt=0,
         description="Seconds of computing, at its own recent speed, that prompts waiting at one worker may take before more wait "
-        "in the router's line. Above the period of the workers' reports (100 ms), so that none idles.",
+        "in the router's line. So long somebody whose turn it is may still have to wait there. Long beside the time from a first "
+        "token to the next prompt's arrival (milliseconds), so that no worker idles.",
     )
     tenants: dict[str, TenantLimits] = Field(
         default={},

@@ -35,6 +35,7 @@ class Worker:
     open_requests: dict[int, Request] = field(default_factory=dict)
     in_flight: int = 0
     in_flight_tokens: int = 0
+    reported_at: float = 0.0
     in_flight_at_report: int = 0
     sent_since_report: int = 0
     sent_tokens_since_report: int = 0
@@ -114,6 +115,7 @@ class Worker:
         if load.steps != self.load.steps or load.running == 0:
             self.progressed_at = now
         self.load = load
+        self.reported_at = now
         self.in_flight_at_report = self.in_flight
         if not load.step_s:
             self.step_times = RecentLine()

@@ -1,5 +1,6 @@
 """For tests of the dispatcher: one whose workers are driven by hand, in the words of the protocol."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,7 @@ class World:
         return next(task for task in self.tasks if task.worker is request.decode and task.number == request.number)
 
     def report(self, worker: Worker, **load: Any) -> None:
-        self.dispatcher.on_load(worker, cluster_pb2.LoadReport(**load), now=0.0)
+        self.dispatcher.on_load(worker, cluster_pb2.LoadReport(**load), asyncio.get_running_loop().time())
 
     def say(self, task: Task, tokens: int, outcome: str | None, **timings: float) -> None:
         tokens = min(tokens, task.left)

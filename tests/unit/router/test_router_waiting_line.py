@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from protocol import cluster_pb2
 from protocol.errors import Overloaded
 from protocol.outcomes import Outcome
 from router.caller import Caller
 from router.request import Request
 from router.tenants import LimitReached, TenantLimits
+from router.window import has_compute_room
 from router.workers import Worker
 from tests.unit.router.dispatch_world import MAX_TOKENS, PROMPT, World
 
@@ -88,15 +90,26 @@ async def test_full_kv_blocks_hold_requests_back() -> None:
 
 
 async def test_prompts_wait_here_while_prefill_has_enough_to_compute() -> None:
-    world, _ = world_of(0, prefill_window_s=0.5)
+    world, _ = world_of(0, prefill_window_s=0.045)
     prefill = world.join("prefill", "p")
     assert world.accept().prefill is prefill
-    world.report(prefill, running=1, waiting=1, queued_tokens=90, prefill_tokens_per_s=100.0)  # half of it another router's
-    first, second = world.accept(), world.accept()
-    assert first.is_at_decode, "what is there takes 45 + 3 tokens' time: 0.48 s"
-    assert world.accept().is_at_decode is second.is_at_decode is False
-    world.report(prefill, running=1, queued_tokens=0, prefill_tokens_per_s=100.0)
-    assert second.is_at_decode
+    world.report(prefill, running=1, queued_tokens=3, prefill_tokens_per_s=100.0)
+    second, third = world.accept(), world.accept()
+    assert second.is_at_decode and not third.is_at_decode, "two prompts whatever they take; the third has to wait"
+    world.say(world.task_of(world.requests[0]), 1, None)
+    assert third.is_at_decode
+
+
+async def test_prompts_of_other_routers_count_as_far_as_they_cannot_be_computed_yet() -> None:
+    now, speed = asyncio.get_running_loop().time(), 1000.0
+    _, worker = world_of(0)
+    load = cluster_pb2.LoadReport(running=1, queued_tokens=300, prefill_tokens_per_s=speed)
+    worker.take_report(load, now)
+    assert not has_compute_room(worker, 0.1, now)
+    assert not has_compute_room(worker, 0.1, now + 0.15), "half of what the report said is left"
+    assert has_compute_room(worker, 0.1, now + 0.25)
+    worker.computing_tokens = 101  # this router's own do not fade
+    assert not has_compute_room(worker, 0.1, now + 10)
 
 
 async def test_a_worker_that_joins_takes_over_the_line() -> None:
