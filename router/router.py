@@ -156,7 +156,7 @@ class _Running:
         grpc_port = await self._listen(self._grpc, "grpc_port", config.grpc_port)
         link_port = await self._listen(self._link, "link_port", config.link_port)
         self._me.address = f"{config.host}:{link_port}"
-        status = Status(self.members, self._dispatcher, config.name, f"{config.host}:{self._http.port}")
+        status = Status(self.members, self._dispatcher, config.name, f"{config.host}:{self._http.port}", config.tls is not None)
         started_at, needs_key = int(time.time()), config.keys_file is not None
         await self._http.start(build_app(self._fronts, status, self._model, self._metrics, started_at, needs_key))
         self._janitors = [

@@ -7,13 +7,16 @@ from router.workers import DECODE, PREFILL, Membership, Worker
 
 
 class Status:
-    """Read-only views. `http_address` is where this router's own /metrics is."""
+    """Read-only views. `http_address` is where this router's own /metrics is, behind TLS or not."""
 
-    def __init__(self, members: Membership, dispatcher: Dispatcher, name: str, http_address: str) -> None:
+    def __init__(
+        self, members: Membership, dispatcher: Dispatcher, name: str, http_address: str, has_tls: bool = False
+    ) -> None:
         self._members = members
         self._dispatcher = dispatcher
         self._name = name
         self._http_address = http_address
+        self._has_tls = has_tls
 
     def why_not_ready(self) -> str | None:
         """None when new requests are taken and a prefill and a decode worker are live."""
@@ -27,6 +30,8 @@ class Status:
 
     def scrape_targets(self) -> list[dict[str, Any]]:
         own = _target(self._http_address, "router", self._name)
+        if self._has_tls:
+            own["labels"]["__scheme__"] = "https"
         return [own] + [
             _target(worker.hello.metrics_address, worker.pool, worker.name)
             for worker in self._members.all

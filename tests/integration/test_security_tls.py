@@ -59,6 +59,12 @@ class TestClients:
         assert running.metrics.value("serval_tls_handshakes_total", surface="http") == 1
         assert running.metrics.value("serval_tls_handshakes_total", surface="grpc") == 1
 
+    async def test_prometheus_is_told_to_come_over_tls(self, running: Secure) -> None:
+        async with running.http(None) as http, running.worker("decode"):
+            targets = {one["labels"]["role"]: one["labels"] for one in (await http.get("/sd/prometheus")).json()}
+        assert targets["router"]["__scheme__"] == "https"
+        assert "__scheme__" not in targets["decode"], "workers' /metrics are plain"
+
     async def test_clients_notice_a_foreign_authority(self, running: Secure, foreign: Path) -> None:
         with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
             await running.ask(ca=foreign / "front-ca.pem")
