@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -51,7 +50,7 @@ def body_of(kind: type[BaseModel]) -> dict[str, Any]:
 
 def describe(app: FastAPI, kinds: Sequence[type[BaseModel]], model: str, needs_key: bool) -> None:
     """Makes `app` describe itself; `kinds` are the bodies that `body_of` refers to. Call after the last route is added."""
-    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schema = app.openapi()  # FastAPI keeps it, until a route is added
     components = schema.setdefault("components", {})
     components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     _, bodies = models_json_schema([(kind, "validation") for kind in kinds], ref_template=_REFERENCE)
@@ -64,7 +63,6 @@ def describe(app: FastAPI, kinds: Sequence[type[BaseModel]], model: str, needs_k
             operation["responses"].pop("422", None)
             if _is_guarded(path):
                 operation["security"] = [{"bearer": []}] if needs_key else [{"bearer": []}, {}]
-    app.openapi_schema = schema
 
 
 def _is_guarded(path: str) -> bool:
