@@ -79,7 +79,7 @@ def _asks_for_nothing(kind: type[BaseModel], name: str, value: Any) -> bool:
 
 
 def _named(kind: type[BaseModel], error: ValidationError) -> InvalidRequest:
-    errors = error.errors(include_url=False, include_context=False)
+    errors = error.errors(include_url=False)
     # A union reports every member's complaint; the one that got furthest is the one that was meant.
     first = max((each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]), key=lambda each: len(each["loc"]))
     if first["type"] == "extra_forbidden":
@@ -87,7 +87,7 @@ def _named(kind: type[BaseModel], error: ValidationError) -> InvalidRequest:
         return InvalidRequest(f"unrecognised request argument: {field}", field)
     field = _path(kind, first["loc"])
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        field += ".role"
+        field += "." + str(first["ctx"]["discriminator"]).strip("'")
     return InvalidRequest(f"{field}: {first['msg'].removeprefix('Value error, ')}", field)
 
 

@@ -91,7 +91,7 @@ class FunctionCallOutputItem(Item):
         return ToolMessage(role="tool", tool_call_id=self.call_id, content=_text(self.output))
 
 
-def _kind(item: Any) -> str:
+def _type_of(item: Any) -> str:
     kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
     return "message" if kind is None else str(kind)
 
@@ -100,7 +100,7 @@ InputItem = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[FunctionCallItem, Tag("function_call")]
     | Annotated[FunctionCallOutputItem, Tag("function_call_output")],
-    Discriminator(_kind),
+    Discriminator(_type_of),
 ]
 
 

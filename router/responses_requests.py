@@ -4,7 +4,7 @@ The server keeps no responses: what needs one that was kept is refused by name, 
 Source: OpenAI's API reference (responses).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -93,6 +93,7 @@ class ResponsesRequest(GenerationBody):
     top_logprobs: Count | None = None
     metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
     user: str | None = None
+    store: Literal[False] | None = Field(default=None, description="True is refused: this server keeps no responses.")
 
     @model_validator(mode="before")
     @classmethod
@@ -102,10 +103,8 @@ class ResponsesRequest(GenerationBody):
         for name, (allowed, reason) in _REFUSED.items():
             if name in body and body[name] is not None and body[name] not in allowed:
                 raise InvalidRequest(f"{name} is not supported by this server: {reason}", name)
-        for index, tool in enumerate(body.get("tools") or () if isinstance(body.get("tools"), list) else ()):
-            if isinstance(tool, dict) and tool.get("type", "function") != "function":
-                field = f"tools[{index}].type"
-                raise InvalidRequest(f"{field}: {str(tool['type'])[:64]!r} is not supported; only functions are", field)
+        _check_types(body, "tools", ("function",))
+        _check_types(body, "input", ("message", "function_call", "function_call_output"))
         return {name: value for name, value in body.items() if name not in _REFUSED}
 
     @property
@@ -147,6 +146,14 @@ def in_own_words(error: InvalidRequest) -> InvalidRequest:
         if field.split("[")[0] == chat:
             own = ours
     return InvalidRequest(message.replace(field, own) if field else message, own or None)
+
+
+def _check_types(body: Mapping[str, Any], field: str, known: Sequence[str]) -> None:
+    """Raises InvalidRequest naming the member of a list that is of another type."""
+    for index, each in enumerate(body[field] if isinstance(body.get(field), list) else ()):
+        if isinstance(each, dict) and (each.get("type") or known[0]) not in known:
+            place = f"{field}[{index}].type"
+            raise InvalidRequest(f"{place}: {str(each['type'])[:64]!r} is not supported; only {', '.join(known)}", place)
 
 
 def _chat_tool(tool: ResponsesTool) -> FunctionTool:
