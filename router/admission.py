@@ -51,7 +51,11 @@ class Admission:
         messages = [message.for_template() for message in request.messages]
         prompt = await self.chat_tokens(messages, plan)
         spec = GenerateSpec(
-            tuple(prompt), replace(sampling, grammar=grammar), request.stop_strings, shown_tokens=plan.shown_tokens
+            tuple(prompt),
+            replace(sampling, grammar=grammar),
+            request.stop_strings,
+            session=request.prompt_cache_key or "",
+            shown_tokens=plan.shown_tokens,
         )
         return Call((self.fit(spec, "messages", request.answer_limit, self._model.default_max_tokens),), n, plan)
 
@@ -63,7 +67,13 @@ class Admission:
         specs = []
         for given in request.prompts:
             prompt = await self.tokens(given, "prompt")
-            spec = GenerateSpec(tuple(prompt), sampling, request.stop_strings, is_prompt_only=request.is_prompt_only)
+            spec = GenerateSpec(
+                tuple(prompt),
+                sampling,
+                request.stop_strings,
+                is_prompt_only=request.is_prompt_only,
+                session=request.prompt_cache_key or "",
+            )
             if request.echo:
                 spec = replace(spec, echo=given if isinstance(given, str) else self._tokenizer.decode(prompt))
             specs.append(self.fit(spec, "prompt", request.answer_limit, COMPLETION_MAX_TOKENS))

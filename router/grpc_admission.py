@@ -28,7 +28,8 @@ class GrpcAdmission:
         self._model = model
         self._tokenizer = tokenizer
 
-    async def generate(self, request: serval_pb2.GenerateRequest) -> Call:
+    async def generate(self, request: serval_pb2.GenerateRequest, session: str = "") -> Call:
+        """`session`: what the client calls several requests that belong together."""
         self._admission.check_model(request.model)
         is_prompt_only = request.echo and request.sampling.HasField("max_tokens") and request.sampling.max_tokens == 0
         limit = request.sampling.max_tokens if request.sampling.HasField("max_tokens") else None
@@ -42,7 +43,12 @@ class GrpcAdmission:
         sampling = replace(sampling, grammar=plan.grammar if plan.tools else await grammar_of(structure))
         prompt = await self._prompt(request, plan)
         spec = GenerateSpec(
-            tuple(prompt), sampling, tuple(request.stop), is_prompt_only=is_prompt_only, shown_tokens=plan.shown_tokens
+            tuple(prompt),
+            sampling,
+            tuple(request.stop),
+            is_prompt_only=is_prompt_only,
+            session=session,
+            shown_tokens=plan.shown_tokens,
         )
         if request.echo:
             spec = replace(spec, echo=request.text or self._tokenizer.decode(prompt))

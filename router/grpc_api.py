@@ -74,7 +74,7 @@ class ServalService(serval_pb2_grpc.ServalServicer):
             trace = CallTrace(self._tracing, operation, self._model.name, context_of(_metadata(context)))
             with trace.accepting():
                 self._dispatcher.check_capacity(caller)
-                call = await self._grpc_admission.generate(request)
+                call = await self._grpc_admission.generate(request, _metadata(context).get("x-serval-session", ""))
                 answers = calls.start(self._dispatcher, call, request_id, caller, remaining_s, trace.context)
         except ServalError as error:
             await self._refuse(context, error, caller)

@@ -11,9 +11,7 @@ from protocol.errors import InvalidRequest
 
 AnyRequest = TypeVar("AnyRequest", bound=BaseModel)
 
-ACCEPTED_AND_UNUSED = frozenset(
-    ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-)
+ACCEPTED_AND_UNUSED = frozenset(("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_retention"))
 """They change no answer: accepted and not used."""
 
 REFUSED_BUT_FOR: Mapping[str, tuple[Any, ...]] = {

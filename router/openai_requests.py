@@ -20,8 +20,12 @@ MAX_STOP_LENGTH = 1024
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
-Prompt = str | list[TokenId] | list[str] | list[list[TokenId]]
+Text = Annotated[str, Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Prompt = Text | Tokens | Annotated[list[Text], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)]
 Count = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class StreamOptions(Strict):
@@ -37,20 +41,23 @@ class SamplingFields(GenerationBody, StructuredFields):
     n: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Answers to each prompt; the one with index i draws with seed + i."
     )
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = Field(default=None, description="0 and -1: off.")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    logit_bias: dict[str, Bias] | None = Field(default=None, description="By token id.")
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
     stop_token_ids: list[TokenId] | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=256)] | None = Field(
+        default=None, description="Requests that share one go to the same workers, where these are otherwise equal."
+    )
     prompt_logprobs: Count | None = Field(default=None, description="Logprobs of the prompt's tokens; not with stream.")
 
     @model_validator(mode="after")
@@ -85,7 +92,7 @@ class ChatMessages(Strict):
 class ChatRequest(SamplingFields, ChatMessages):
     """The body of /v1/chat/completions."""
 
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: bool | None = None
     top_logprobs: Count | None = None
     tools: list[FunctionTool] | None = None

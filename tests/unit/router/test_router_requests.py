@@ -157,7 +157,7 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": 1}, "logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"top_logprobs": 2}, "top_logprobs"),
-    ({"max_completion_tokens": -1}, "max_tokens"),
+    ({"max_completion_tokens": -1}, "max_completion_tokens"),
     ({"prompt": "x"}, "prompt"),
 ]
 BAD_COMPLETION: list[tuple[dict[str, Any], str]] = [
