@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import grpc
+from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from protocol.errors import ConfigError
@@ -80,6 +81,11 @@ class TlsIdentity:
 
     def __repr__(self) -> str:
         return f"TlsIdentity({self._setting}, {self._files.certificate}, version {self.version})"
+
+    def expires_at(self) -> float:
+        """When the certificate in use ends, in Unix time."""
+        self.refresh()
+        return x509.load_pem_x509_certificate(self._material.certificate).not_valid_after_utc.timestamp()
 
     def refresh(self) -> bool:
         """Reads the files if they have changed. True when there is a new certificate."""

@@ -142,6 +142,9 @@ class _Running:
             ResponsesFront(openai, tokenizer, admission),
             TokensFront(door, model, tokenizer, admission),
         )
+        for surface, identity in (("front", access.front), ("link", access.link)):
+            if identity is not None:
+                metrics.certificate_expiry.of(surface=surface).set_function(identity.expires_at)
         self._grpc = _client_server(config, access.front, metrics)
         serval = ServalService(model, tokenizer, admission, self._dispatcher, accounting, access.keys.caller_of, tracing)
         serval_pb2_grpc.add_ServalServicer_to_server(serval, self._grpc.server)

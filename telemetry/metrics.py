@@ -125,6 +125,9 @@ class Metrics:
             "Handshakes that failed (http), calls with a certificate of another role (link, prefill)",
             ["surface"],
         )
+        self.certificate_expiry = self._gauge(
+            "certificate_expiry_timestamp_seconds", "When the certificate that is shown ends, in Unix time", ["surface"]
+        )
         self.keys_reloads = self._counter(
             "keys_reloads", "Times that the keys file had changed, by what came of it", ["result"]
         )

@@ -112,6 +112,7 @@ def _server(role: cluster_pb2.Role.ValueType, spec: WorkerSpec, metrics: Metrics
     if spec.tls is None:
         return GrpcServer(services)
     surface = cluster_pb2.Role.Name(role).removeprefix("ROLE_").lower()
+    metrics.certificate_expiry.of(surface=surface).set_function(spec.tls.expires_at)
     guard = PeerGuard(services, ["decode"], metrics.tls_refusals.of(surface=surface).inc)
     return GrpcServer(services, tls=spec.tls, guard=guard, on_handshake=metrics.tls_handshakes.of(surface=surface).inc)
 

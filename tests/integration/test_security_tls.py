@@ -57,6 +57,9 @@ class TestClients:
             info = await stub.GetModelInfo(serval_pb2.GetModelInfoRequest(), metadata=metadata, timeout=WAIT_S)
             assert info.model
         assert running.metrics.value("serval_tls_handshakes_total", surface="http") == 1
+        for surface, name in (("front", "front"), ("link", "router")):
+            ends = certificate_in(running.folder / f"{name}.pem").not_valid_after_utc.timestamp()
+            assert running.metrics.value("serval_certificate_expiry_timestamp_seconds", surface=surface) == ends
         assert running.metrics.value("serval_tls_handshakes_total", surface="grpc") == 1
 
     async def test_prometheus_is_told_to_come_over_tls(self, running: Secure) -> None:
@@ -163,6 +166,14 @@ class TestLink:
             assert (await running.ask()).status_code == 200, "streams that are open go on"
             async with running.worker("decode"):  # of the new set, as the router is now
                 assert (await running.ask()).status_code == 200
+
+    async def test_an_authority_can_be_replaced_step_by_step(self, running: Secure, foreign: Path) -> None:
+        """While each side believes both, it does not matter who has the new certificate already."""
+        both = b"".join((folder / "cluster-ca.pem").read_bytes() for folder in (running.folder, foreign))
+        for folder in (running.folder, foreign):
+            (folder / "cluster-ca.pem").write_bytes(both)
+        async with running.worker("prefill"), running.worker("decode", foreign):
+            assert (await running.ask()).status_code == 200
 
 
 class Prefill(cluster_pb2_grpc.PrefillServiceServicer):
