@@ -5,9 +5,12 @@ here it is small, but a token costs more: while it is computed, every answer tha
 of that counts as one second of the prompt's own waiting.
 """
 
+import logging
 from typing import Literal
 
 from telemetry.recent import RecentLine, RecentMean
+
+logger = logging.getLogger(__name__)
 
 Here = Literal["short", "trial"]
 """Why a prompt is computed here; part of `serval_local_prefills_total{reason}`."""
@@ -15,9 +18,10 @@ Here = Literal["short", "trial"]
 FEWEST = 6
 """Observations of each way before anything follows from them."""
 
-PATIENCE, PATIENCE_WHILE_CURIOUS = 64, 8
+PATIENCE, PATIENCE_WHILE_GUESSING, PATIENCE_WHILE_CURIOUS = 64, 32, 8
 """After so many prompts that went the same way the next suitable one is tried the other way, so that both stay measured: sooner
-while little is known, or while it seems to pay beyond what was ever tried."""
+while what a token costs here is a guess for want of different lengths, and soonest while hardly anything is known, or while it seems
+to pay beyond what was ever tried."""
 
 REVIEW_EVERY = 8
 """Observations between two looks at the threshold."""
@@ -54,14 +58,13 @@ class BreakEven:
             return "short" if is_short else None
         if is_short:
             self._shorts_since_trial += 1
-            if self._shorts_since_trial <= _patience(curious=self._elsewhere.weight < FEWEST):
+            if self._shorts_since_trial <= (PATIENCE if self._elsewhere.weight >= FEWEST else PATIENCE_WHILE_CURIOUS):
                 return "short"
             self._shorts_since_trial = 0
             return None
         self._shorts_since_trial = 0  # this one measures the way elsewhere
         self._longs_since_trial += 1
-        is_due = self._longs_since_trial > _patience(curious=self._here.weight < FEWEST or self._would_grow)
-        if uncached_tokens > self._longest_trial or not is_due:
+        if uncached_tokens > self._longest_trial or self._longs_since_trial <= self._patience_with_longs:
             return None
         self._longs_since_trial = 0
         return "trial"
@@ -78,6 +81,12 @@ class BreakEven:
         _observe(self._elsewhere, uncached_tokens, seconds, 0.0)
         self._running.add(running)
         self._review()
+
+    @property
+    def _patience_with_longs(self) -> int:
+        if self._would_grow or self._here.weight < FEWEST:
+            return PATIENCE_WHILE_CURIOUS
+        return PATIENCE if self._here.deviation_x >= self._block else PATIENCE_WHILE_GUESSING
 
     @property
     def _longest_trial(self) -> int:
@@ -104,6 +113,10 @@ class BreakEven:
         """Tokens up to which it costs less here."""
         fixed_here, slope_here = self._here.fit(self._assumed_here, spread=self._block)
         fixed_elsewhere, slope_elsewhere = self._elsewhere.fit(0.0, spread=self._block)
+        logger.debug(
+            "a prompt takes %.4f s + %.6f s per token here, %.4f s + %.6f s elsewhere; %.1f answers run",
+            fixed_here, slope_here, fixed_elsewhere, slope_elsewhere, self._running.value,
+        )  # fmt: skip
         slope = slope_here * (1 + self._running.value) - slope_elsewhere
         saved = fixed_elsewhere - fixed_here
         if slope <= 0:
@@ -115,10 +128,6 @@ class BreakEven:
         known = 2 * max(self._block, min(self.max_tokens, self._longest_here))
         blocks = int(min(tokens, self._most, max(known, self.max_tokens))) // self._block
         return max(1, blocks) * self._block
-
-
-def _patience(*, curious: bool) -> int:
-    return PATIENCE_WHILE_CURIOUS if curious else PATIENCE
 
 
 def _observe(line: RecentLine, tokens: int, seconds: float, assumed_slope: float) -> None:

@@ -1,5 +1,7 @@
 """What recent measurements say: small estimators that forget, from which workers and routers predict. Pure."""
 
+import math
+
 
 class RecentRate:
     """An amount per second over the last observations. Long ones count for as much as they took, so a few short bursts do not
@@ -69,6 +71,15 @@ class RecentLine:
     def mean_y(self) -> float:
         return self._y / self._weight if self._weight else 0.0
 
+    @property
+    def deviation_x(self) -> float:
+        """The standard deviation of x: how well a slope can be measured."""
+        return math.sqrt(self._variance_x)
+
+    @property
+    def _variance_x(self) -> float:
+        return max(0.0, self._xx / self._weight - self.mean_x**2) if self._weight else 0.0
+
     def fit(self, assumed_slope: float, spread: float) -> tuple[float, float]:
         """(fixed, slope). `assumed_slope` rules while the standard deviation of x lies well below `spread`, and the
         measurements where it lies above (ridge regression towards the assumption). Source: any text on regularised least
@@ -76,7 +87,7 @@ class RecentLine:
         if not self._weight:
             return 0.0, assumed_slope
         mean_x, mean_y = self.mean_x, self.mean_y
-        variance = max(0.0, self._xx / self._weight - mean_x * mean_x)
+        variance = self._variance_x
         covariance = self._xy / self._weight - mean_x * mean_y
         slope = max(0.0, (covariance + spread * spread * assumed_slope) / (variance + spread * spread))
         fixed = mean_y - slope * mean_x

@@ -33,6 +33,7 @@ def test_a_line_finds_both_parts(fixed: float, slope: float, start: int) -> None
     line = RecentLine()
     for x in range(start, start + 50):
         line.add(x, fixed + slope * x)
+    assert line.deviation_x == pytest.approx(14.4, rel=0.05)
     assert line.fit(assumed_slope=slope, spread=0.001) == pytest.approx((fixed, slope), rel=1e-3, abs=1e-2)
 
 
@@ -41,6 +42,7 @@ def test_a_line_of_one_point_has_the_assumed_slope() -> None:
     assert line.fit(0.5, spread=1) == (0.0, 0.5)
     line.add(10, 8.0)
     assert line.fit(0.5, spread=1) == pytest.approx((3.0, 0.5))
+    assert line.deviation_x == 0
     assert line.fit(2.0, spread=1) == pytest.approx((0.0, 0.8)), "no part is negative"
 
 
