@@ -20,8 +20,8 @@ FEWEST = 6
 
 PATIENCE, PATIENCE_WHILE_GUESSING, PATIENCE_WHILE_CURIOUS = 64, 32, 8
 """After so many prompts that went the same way the next suitable one is tried the other way, so that both stay measured: sooner
-while what a token costs here is a guess for want of different lengths, and soonest while hardly anything is known, or while it seems
-to pay beyond what was ever tried."""
+while what a token costs here is a guess for want of different lengths, and soonest while hardly anything is known, or while it
+seems to pay beyond what was ever tried."""
 
 REVIEW_EVERY = 8
 """Observations between two looks at the threshold."""
