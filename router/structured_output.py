@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import orjson
 from llguidance import LLMatcher
-from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from protocol.errors import InvalidRequest
 
@@ -43,7 +43,7 @@ async def grammar_of(structure: Structure | None) -> str:
         return ""
     try:
         grammar = _GRAMMARS[structure.kind](structure.value)
-    except (ValueError, TypeError, RecursionError, GbnfToLarkError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest(f"{structure.field}: {error}", structure.field) from error
     return await checked(grammar, structure.field)
 
@@ -80,7 +80,12 @@ def _choice(choices: list[str]) -> str:
 
 
 def _grammar(text: str) -> str:
-    return gbnf_to_lark(text) if "::=" in text else text
+    if "::=" not in text:
+        return text
+    try:
+        return str(gbnf_to_lark(text))
+    except Exception as error:  # bare Exception, or an index error: the library says so little of what is wrong
+        raise ValueError(f"it is no GBNF: {error}") from error
 
 
 _GRAMMARS: dict[Kind, Callable[[Any], str]] = {
