@@ -60,6 +60,12 @@ class ChatTemplate:
         messages."""
         if not tools and not prompt.has_calls(messages):
             return self._render(self._template, messages)
+        try:
+            return self._render_with_tools(messages, tools, form)
+        except RecursionError as error:
+            raise InvalidRequest("messages: arguments or parameters are nested too deeply", "messages") from error
+
+    def _render_with_tools(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool], form: ToolFormat) -> str:
         if self.knows_tools:
             ready = prompt.for_template(messages, self._arguments_are_text)
             return self._render(self._tool_template, ready, tools)
@@ -98,7 +104,7 @@ class ChatTemplate:
                 **_NOTHING_ELSE,
                 **self._special_tokens,
             )
-        except (TemplateError, TypeError, AttributeError) as error:
+        except (TemplateError, TypeError, AttributeError, ValueError, LookupError) as error:
             raise InvalidRequest(f"messages: the model's chat template refuses them: {error}", "messages") from error
 
 

@@ -173,8 +173,7 @@ def _closed(schema: Schema) -> Schema:
 
 
 def _json(schema: Schema | bool) -> str:
-    options = {**_JSON_OPTIONS, **(schema.get("x-guidance", {}) if isinstance(schema, Mapping) else {})}
-    return "%json " + json.dumps({**schema, "x-guidance": options} if isinstance(schema, Mapping) else schema)
+    return "%json " + json.dumps({**schema, "x-guidance": _JSON_OPTIONS} if isinstance(schema, Mapping) else schema)
 
 
 def _literal(text: str) -> str:

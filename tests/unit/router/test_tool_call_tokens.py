@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -14,6 +16,7 @@ from router.structured_output import Structure
 from router.text import AnswerText
 from router.tokenizer import TextTokenizer
 from router.tool_calls.delta import ToolCall, join_calls
+from router.tool_calls.formats import HERMES, LLAMA3, LONGCAT_XML, ToolFormat
 from router.tool_calls.plan import NO_TOOLS, ToolCalling
 from router.tool_calls.tools import FunctionDefinition, FunctionName, NamedToolChoice, Tool, tool_of
 
@@ -47,7 +50,9 @@ async def test_markers_have_text_where_calls_are_read(markers: str, is_byte_leve
     assert parser is not None
     ids = tokenizer.backend.encode(ANSWER).ids
     assert (len(ids) < len(ANSWER.encode())) == (markers != "spelled")
-    pieces = [piece for token in [*ids, tokenizer.backend.token_to_id("<eos>")] for piece in parser.push(text.push(token)[0])]
+    pieces = [
+        piece for token in [*ids, tokenizer.backend.token_to_id("<eos>")] for piece in parser.push(text.push((token,))[0])
+    ]
     said, [call] = join_calls([*pieces, *parser.push(text.finish()[0]), *parser.finish()])
     assert (said, call) == ("Sö", ToolCall(call.id, "get_weather", '{"city": "Köln"}'))
 
@@ -58,7 +63,7 @@ async def test_without_tools_special_tokens_have_no_text() -> None:
     assert plan is NO_TOOLS
     assert plan.parser() is None
     text = AnswerText(tokenizer, [], 0, plan.shown_tokens)
-    assert "".join(text.push(token)[0] for token in tokenizer.backend.encode(ANSWER).ids).startswith("Sö \n{")
+    assert "".join(text.push((token,))[0] for token in tokenizer.backend.encode(ANSWER).ids).startswith("Sö \n{")
 
 
 @pytest.mark.parametrize("markers", ["special", "added", "spelled"])
@@ -113,6 +118,30 @@ async def test_a_schema_that_only_describes_may_be_anything() -> None:
 async def test_a_router_that_refuses_tools_says_so() -> None:
     with pytest.raises(InvalidRequest, match="tool_parser"):
         await ToolCalling.of_model("none", text_tokenizer("added")).plan([WEATHER])
+
+
+WORDS = ("type", "properties", "required", "additionalProperties", "enum", "const", "items", "$ref", "anyOf", "x-guidance", "a")
+LEAVES = ("object", "string", "integer", "array", "x<y", "</longcat_arg_value>", "#/$defs/a", None, True, 5, 1.5)
+VALUES = st.recursive(
+    st.sampled_from(LEAVES),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(parameters=st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=5), strict=st.booleans(), forced=st.booleans())
+@pytest.mark.parametrize("form", [HERMES, LONGCAT_XML, LLAMA3])
+async def test_no_schema_breaks_the_door(form: ToolFormat, parameters: dict[str, Any], strict: bool, forced: bool) -> None:
+    """Whatever a client sends is a grammar that compiles, or refused by name."""
+    try:
+        tool = tool_of(FunctionDefinition(name="f", parameters=parameters, strict=strict), "tools[0].function")
+        plan = await ToolCalling(form, {}).plan([tool], "required" if forced else "auto")
+    except InvalidRequest as error:
+        assert (error.field or "").startswith("tools")
+    else:
+        assert LLMatcher.validate_grammar(plan.grammar) == "" or not plan.grammar
+        ChatTemplate("{{ messages[0].content }}", {}).render([{"role": "user", "content": "hi"}], plan.tools, form)
 
 
 @pytest.mark.parametrize("parameters", [{"type": "string"}, {"properties": []}])
