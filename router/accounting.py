@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Histogram
 
 from protocol import cluster_pb2
 from protocol.errors import ServalError
@@ -13,6 +13,7 @@ from router.request import End, Request
 from router.tenants import LimitReached
 from telemetry.cost import CostConfig
 from telemetry.metrics import Metrics
+from telemetry.one_writer import Count
 
 
 class Spent(StrEnum):
@@ -29,7 +30,7 @@ class _TenantMetrics:
     """Children that are touched for every token, looked up once."""
 
     time_to_first_token: Histogram
-    generation_tokens: Counter
+    generation_tokens: Count
 
 
 class Accounting:
@@ -67,8 +68,7 @@ class Accounting:
             timeline.first_token = now
             metrics.time_to_first_token.observe(now - timeline.arrived)
         else:
-            for _ in range(count):
-                self._inter_token_latency.observe((now - timeline.last_token) / count)
+            self._inter_token_latency.observe((now - timeline.last_token) / count, count)
         timeline.last_token = now
         metrics.generation_tokens.inc(count)
 

@@ -173,13 +173,14 @@ class Dispatcher:
         self._attempts.on_cache(worker, change)
 
     def _on_output(self, request: Request, output: cluster_pb2.RequestOutput, now: float) -> None:
-        stopped = bool(output.token_ids) and self._add_tokens(request, output, now)
+        token_ids = output.token_ids[:]  # a plain list: the message's own is slow to read
+        stopped = bool(token_ids) and self._add_tokens(request, output, token_ids, now)
         if output.HasField("ended"):
             self._on_ended(request, output.ended, stopped)
         elif stopped:
             self._end(request, End(Outcome.STOP))
 
-    def _add_tokens(self, request: Request, output: cluster_pb2.RequestOutput, now: float) -> bool:
+    def _add_tokens(self, request: Request, output: cluster_pb2.RequestOutput, token_ids: list[int], now: float) -> bool:
         """True when a stop string is complete; tokens after it are dropped."""
         if request.lifecycle.state is State.SUBMITTED:
             self._streaming += 1
@@ -187,7 +188,6 @@ class Dispatcher:
             request.prompt_logprobs = request.prompt_logprobs or output.prompt_logprobs
         if request.lifecycle.state is not State.STREAMING:
             request.lifecycle.advance(Event.TOKENS)
-        token_ids = output.token_ids
         self._accounting.tokens(request, len(token_ids), now)
         if not request.is_read_by_token:
             request.add_all(token_ids)

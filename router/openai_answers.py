@@ -74,7 +74,9 @@ class OpenAiReply:
         self._tail = tail
         self._chunk_head: Json = {**head, "object": chunk_object}
         self.ends_with_figures = includes_usage
-        self._no_usage: Json = {"usage": None} if includes_usage else {}
+        # A chunk is written for every token or few: what all of them share is encoded once.
+        self._before_choice = b"data: " + orjson.dumps(self._chunk_head)[:-1] + b',"choices":['
+        self._after_choice = (b'],"usage":null}' if includes_usage else b"]}") + b"\n\n"
 
     @property
     def figures(self) -> CallFigures:
@@ -103,7 +105,7 @@ class OpenAiReply:
         return orjson.dumps({**self._head, "choices": choices, "usage": usage_of(self.figures), **self._tail()})
 
     def _events(self, chunks: Sequence[Json]) -> bytes:
-        return b"".join(event({**self._chunk_head, "choices": [chunk], **self._no_usage}) for chunk in chunks)
+        return b"".join([self._before_choice + orjson.dumps(chunk) + self._after_choice for chunk in chunks])
 
 
 def event(content: Json) -> bytes:

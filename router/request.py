@@ -157,10 +157,9 @@ class Request:
     def total_tokens(self) -> int:
         return len(self.spec.prompt) + self.spec.sampling.max_tokens
 
-    def add_all(self, token_ids: Sequence[int]) -> None:
+    def add_all(self, token_ids: list[int]) -> None:
         """Takes the answer's next tokens, where it is not `is_read_by_token`: their text is found out when it is taken."""
         self.output += token_ids
-        self._delta.token_ids += token_ids
         self._undecoded += token_ids
         self._news.set()
 
@@ -210,6 +209,7 @@ class Request:
     def _decode(self) -> None:
         if self._undecoded:
             token_ids, self._undecoded = self._undecoded, []
+            self._delta.token_ids += token_ids
             if not self.end_tokens.isdisjoint(token_ids):
                 token_ids = [token_id for token_id in token_ids if token_id not in self.end_tokens]
             self._delta.text += self.text.push(token_ids)[0]

@@ -8,7 +8,7 @@ out at once; there is no timer anywhere.
 import asyncio
 from collections import deque
 
-WRITERS_PER_ROUND = 16
+WRITERS_PER_ROUND = 4
 """Few enough that reading what workers have sent is not held up for a millisecond."""
 
 

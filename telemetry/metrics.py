@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
+from telemetry.one_writer import OneWriterCounter, OneWriterHistogram
+
 TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0)
 """Seconds. `gen_ai.server.time_to_first_token`, and two more for a laptop's CPU."""
 
@@ -45,7 +47,7 @@ AnyMetric = TypeVar("AnyMetric", bound=MetricWrapperBase)
 
 
 class Metrics:
-    """All metrics of one process. Safe to use from any thread (prometheus_client's guarantee)."""
+    """All metrics of one process. Safe to use from any thread (prometheus_client's guarantee), but for those with one writer."""
 
     def __init__(self, role: str, name: str) -> None:
         self.registry = CollectorRegistry()
@@ -69,8 +71,12 @@ class Metrics:
         self.time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "Arrival to the first token leaving the router", TTFT_BUCKETS, ["tenant"]
         )
-        self.inter_token_latency = self._histogram(
-            "inter_token_latency_seconds", "Between two tokens of one answer", ITL_BUCKETS
+        self.inter_token_latency = OneWriterHistogram(
+            self.registry,
+            "serval_inter_token_latency_seconds",
+            "Between two tokens of one answer",
+            self._constant,
+            ITL_BUCKETS,
         )
         self.time_per_output_token = self._histogram(
             "request_time_per_output_token_seconds", "Mean over one answer, the first token apart", ITL_BUCKETS
@@ -84,7 +90,9 @@ class Metrics:
         self.transfer_time = self._histogram("request_transfer_time_seconds", "First to last layer", TRANSFER_BUCKETS)
         self.decode_time = self._histogram("request_decode_time_seconds", "First decode step to the end", E2E_BUCKETS)
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed", ["tenant"])
-        self.generation_tokens = self._counter("generation_tokens", "Answer tokens produced", ["tenant"])
+        self.generation_tokens = OneWriterCounter(
+            self.registry, "serval_generation_tokens", "Answer tokens produced", self._constant, ["tenant"]
+        )
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "ISL of a request", TOKENS_BUCKETS)
         self.request_generation_tokens = self._histogram("request_generation_tokens", "OSL of a request", TOKENS_BUCKETS)
         self.workers = self._gauge("workers", "Live worker streams of this router", ["pool"])
