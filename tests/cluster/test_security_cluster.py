@@ -97,6 +97,11 @@ async def test_nobody_without_a_key_or_certificate_gets_anywhere(cluster: Runnin
             base_url=f"{cluster.url}/v1", api_key="sk-wrong", http_client=trust, max_retries=0
         ) as client:
             await client.completions.create(model=cluster.model, prompt=PROMPT)
+    before = await cluster.total("serval_tls_refusals_total", "router", surface="http")
+    async with httpx.AsyncClient(trust_env=False) as http:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await http.get(cluster.url.replace("https:", "http:") + "/health", timeout=TIMEOUT_S)
+    assert await cluster.total("serval_tls_refusals_total", "router", surface="http") == before + 1
     workers = {worker.role: worker.address for worker in await cluster.workers()}
     for address in workers.values():
         # Whoever reaches a worker would have it write KV where they say: this is the door in front of that.
@@ -112,6 +117,20 @@ async def test_serval_chat_and_bench_take_the_authority_and_the_key(cluster: Run
     await asyncio.to_thread(serval, "chat", "--url", cluster.url, "--max-tokens", "4", "hello", **environment)
     bench = ["bench", "--url", cluster.url, "--requests", "2", "--warmup", "0", "--isl", "20", "--osl", "4"]
     await asyncio.to_thread(serval, *bench, **environment)
+
+
+async def test_a_whole_new_set_takes_the_old_ones_place(cluster: RunningCluster, folder: Path, key: str) -> None:
+    old = trusting(folder)
+    dialled = await cluster.total("serval_tls_handshakes_total", "prefill")
+    await asyncio.to_thread(serval, "certs", "dev", str(folder))
+    async with httpx.AsyncClient(verify=old, trust_env=False) as http:
+        with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+            await http.get(f"{cluster.url}/health", timeout=TIMEOUT_S)
+    assert await over_grpc(cluster, folder, key)
+    assert await cluster.total("serval_tls_handshakes_total", "prefill") == dialled + 1, "decode has shown its new certificate"
+    assert await cluster.total("serval_local_prefills_total", "decode") == 0
+    async with httpx.AsyncClient(verify=trusting(folder), trust_env=False) as http:
+        assert (await http.get(f"{cluster.url}/health", timeout=TIMEOUT_S)).is_success
 
 
 async def test_the_log_holds_no_secret(cluster: RunningCluster, folder: Path, key: str) -> None:
