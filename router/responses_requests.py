@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 from protocol.errors import InvalidRequest
 from router.openai_formats import JsonSchema, JsonSchemaFormat, ResponseFormat
 from router.openai_messages import GenerationBody, Strict
+from router.openai_parse import validated
 from router.openai_requests import ChatRequest, Count
 from router.responses_input import InputItem, messages_of
 from router.tool_calls.tools import FunctionDefinition, FunctionName, FunctionTool, NamedToolChoice, ToolChoiceMode, ToolName
@@ -83,8 +84,8 @@ class ResponsesRequest(GenerationBody):
     instructions: str | None = None
     stream_options: ResponsesStreamOptions | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     text: TextConfig | None = None
     tools: list[ResponsesTool] | None = None
     tool_choice: ToolChoiceMode | ResponsesToolChoice | None = None
@@ -93,6 +94,7 @@ class ResponsesRequest(GenerationBody):
     top_logprobs: Count | None = None
     metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
     user: str | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=256)] | None = None
     store: Literal[False] | None = Field(default=None, description="True is refused: this server keeps no responses.")
 
     @model_validator(mode="before")
@@ -101,7 +103,8 @@ class ResponsesRequest(GenerationBody):
         if not isinstance(body, dict):
             return body
         for name, (allowed, reason) in _REFUSED.items():
-            if name in body and body[name] is not None and body[name] not in allowed:
+            value = body.get(name)
+            if value is not None and not any(value == each and type(value) is type(each) for each in allowed):
                 raise InvalidRequest(f"{name} is not supported by this server: {reason}", name)
         _check_types(body, "tools", ("function",))
         _check_types(body, "input", ("message", "function_call", "function_call_output"))
@@ -112,22 +115,24 @@ class ResponsesRequest(GenerationBody):
         return LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
 
     def chat(self) -> ChatRequest:
-        """The same request in the words of /v1/chat/completions."""
+        """The same request in the words of /v1/chat/completions. Raises InvalidRequest, in those words."""
         choice = self.tool_choice
-        return ChatRequest(
-            model=self.model,
-            messages=messages_of(self.instructions, self.input),
-            stream=self.stream,
-            max_completion_tokens=self.max_output_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            response_format=_response_format(self.text.format if self.text is not None else None),
-            tools=[_chat_tool(tool) for tool in self.tools or ()] or None,
-            tool_choice=choice if not isinstance(choice, ResponsesToolChoice) else _named(choice.name),
-            parallel_tool_calls=self.parallel_tool_calls,
-            logprobs=self.wants_logprobs or None,
-            top_logprobs=self.top_logprobs,
-        )
+        words = {
+            "model": self.model,
+            "messages": messages_of(self.instructions, self.input),
+            "stream": self.stream,
+            "max_completion_tokens": self.max_output_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "response_format": _response_format(self.text.format if self.text is not None else None),
+            "tools": [_chat_tool(tool) for tool in self.tools or ()] or None,
+            "tool_choice": choice if not isinstance(choice, ResponsesToolChoice) else _named(choice.name),
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "logprobs": self.wants_logprobs or None,
+            "top_logprobs": self.top_logprobs,
+            "prompt_cache_key": self.prompt_cache_key,
+        }
+        return validated(ChatRequest, words)
 
 
 _WORDS = (
