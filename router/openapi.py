@@ -14,7 +14,13 @@ from router.openai_parse import ACCEPTED_AND_UNUSED, REFUSED_BUT_FOR
 from router.openapi_models import ErrorBody
 
 _REFERENCE = "#/components/schemas/{model}"
-_EVENTS = {"text/event-stream": {"schema": {"type": "string", "description": "Server-sent events, where stream is true."}}}
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+    "description": "One of the server-sent events that the reply is made of where stream is true.",
+}
+_EVENTS = {"text/event-stream": {"schema": {"description": "Server-sent events, where stream is true."}}}
 
 _ERRORS = {
     400: "The request can never be served as it is; `param` names what to change.",
