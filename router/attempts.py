@@ -2,8 +2,7 @@
 
 import asyncio
 import itertools
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from protocol import cluster_pb2
@@ -29,11 +28,13 @@ class Attempts:
         self._members = members
         self._accounting = accounting
         policy = policy_by_name(config.policy, config.slo_ttft_s, config.slo_itl_s)
-        self._placer = Placer(policy, PrefixIndex(config.prefix_index_entries, config.prefix_expected_s), time.monotonic)
+        self._placer = Placer(policy, PrefixIndex(config.prefix_index_entries), config.prefix_expected_s)
         self._numbers = itertools.count(1)
         self._picks = itertools.count(1)
         self._cancelled: dict[Worker, dict[int, tuple[Request, Spent]]] = {}
         """Whose workers have not said yet what they cost."""
+        self.on_room: Callable[[], None] = lambda: None
+        """Called when something was taken off a worker."""
 
     # ---- the decision
 
@@ -52,6 +53,8 @@ class Attempts:
         ready = [worker for worker in decoders if has_decode_room(worker, ask.prompt_tokens, overcommit)]
         prefillers = eligible(ask, self._members.pool(PREFILL))
         free = [worker for worker in prefillers if has_compute_room(worker, window_s, now)]
+        if not prefillers:
+            ready = [worker for worker in ready if has_compute_room(worker, window_s, now)]
         placement = self._placer.place(ask, ready, free or prefillers)
         if placement is None or not has_compute_room(placement.computing, window_s, now):
             return Placed.NO_ROOM
@@ -128,12 +131,14 @@ class Attempts:
             request.is_at_decode = False
             request.decode.open_requests.pop(request.number, None)
             _uncount(request.decode, request)
+            self.on_room()
 
     def leave_prefill(self, request: Request) -> None:
         """Its prompt is computed, or no longer wanted; idempotent."""
         if request.is_computing and request.placement is not None:
             request.is_computing = False
             self._placer.computed(request.placement)
+            self.on_room()
         if request.is_at_prefill and request.prefill is not None:
             request.is_at_prefill = False
             _uncount(request.prefill, request)

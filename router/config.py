@@ -78,8 +78,8 @@ class RouterConfig(BaseModel):
     prefix_expected_s: float = Field(
         default=5.0,
         gt=0,
-        description="Seconds for which a worker is expected to soon hold a prompt that was just sent there. Above the time to "
-        "compute a long prompt; until a worker confirms it, later ones count on it.",
+        description="Seconds, beyond twice its predicted time to the first token, for which workers are expected to hold a prompt "
+        "that was just sent there. Until they confirm it or the time is over, later prompts count on it.",
     )
     request_timeout_s: float = Field(
         default=600.0, gt=0, description="Seconds from arrival to the last token. Above any sane answer: a backstop."

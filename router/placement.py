@@ -4,6 +4,7 @@
 computed (its first token came) or the request left its workers.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -63,6 +64,8 @@ class Placement:
     prefill_reason: Reason
     uncached_tokens: int
     """Prompt tokens that have to be computed, as far as is known."""
+    ttft_s: float
+    """Predicted."""
     candidates: Mapping[str, Sequence[tuple[Candidate, Score]]]
     """By pool, as they were compared."""
 
@@ -92,10 +95,13 @@ class Placement:
 class Placer:
     """Decides with a policy over what the workers report, and keeps the view of their prefix caches that this needs."""
 
-    def __init__(self, policy: Policy, index: PrefixIndex, clock: Callable[[], float]) -> None:
-        """`clock` is the event loop's."""
+    def __init__(
+        self, policy: Policy, index: PrefixIndex, expected_for_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`expected_for_s`: how long after its predicted first token a prompt is expected to show in its workers' caches."""
         self._policy = policy
         self._index = index
+        self._expected_for_s = expected_for_s
         self._clock = clock
 
     @property
@@ -125,6 +131,7 @@ class Placer:
             reason=decode.reason,
             prefill_reason=Reason.NONE if prefill is None else Reason.LOCAL if computes else prefill.reason,
             uncached_tokens=ask.prompt_tokens - computing.cached_tokens,
+            ttft_s=computing.ttft_s,
             candidates={"decode": decode.scored, "prefill": prefill.scored if prefill else ()},
         )
 
@@ -167,9 +174,10 @@ class Placer:
     def placed(self, placement: Placement, ask: Ask) -> None:
         """The request was sent: its workers will soon hold its prompt, and one of them has it to compute."""
         now = self._clock()
-        self._index.expect(placement.decode.incarnation, ask.hashes, now)
+        until = now + 2 * placement.ttft_s + self._expected_for_s
+        self._index.expect(placement.decode.incarnation, ask.hashes, now, until)
         if placement.prefill is not None:
-            self._index.expect(placement.prefill.incarnation, ask.hashes, now)
+            self._index.expect(placement.prefill.incarnation, ask.hashes, now, until)
         placement.computing.computing_tokens += placement.uncached_tokens
 
     def computed(self, placement: Placement) -> None:

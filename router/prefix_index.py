@@ -8,14 +8,15 @@ kind sends a burst with one system prompt to one worker although nothing of it i
 does not confirm it soon.
 """
 
-from collections import OrderedDict, deque
+import heapq
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from protocol import cluster_pb2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class _Expectation:
     until: float
     slot: int
@@ -27,18 +28,18 @@ class PrefixIndex:
     memory bound is forgotten. So it may guide a placement, and never more.
 
     At most `max_entries` pairs of block and worker that were reported are remembered; blocks that no placement used for the
-    longest time go first. Expected ones are bounded by a quarter of that, the oldest go first.
+    longest time go first. Expected ones are bounded by a quarter of that, those that are due first go first.
     """
 
-    def __init__(self, max_entries: int, expected_for_s: float) -> None:
+    def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
-        self._expected_for_s = expected_for_s
         # Holders are bit masks over slots, a slot per worker: one operation asks about all workers at once.
         self._holders: OrderedDict[int, int] = OrderedDict()
         self._expected: dict[int, int] = {}
         self._slots: dict[int, int] = {}
         self._held_in: dict[int, set[int]] = {}
-        self._expectations: deque[_Expectation] = deque()
+        self._expectations: list[_Expectation] = []
+        """A heap: the one that is due first is in front."""
         self._num_held = 0
         self._num_expected = 0
 
@@ -68,11 +69,11 @@ class PrefixIndex:
             return
         self._drop_held(slot)
         del self._held_in[slot]
-        kept = deque(expectation for expectation in self._expectations if expectation.slot != slot)
         for expectation in self._expectations:
             if expectation.slot == slot:
                 self._unexpect(expectation)
-        self._expectations = kept
+        self._expectations = [expectation for expectation in self._expectations if expectation.slot != slot]
+        heapq.heapify(self._expectations)
 
     # ---- what placements ask and do
 
@@ -97,7 +98,7 @@ class PrefixIndex:
             matched[names[slot]] = len(hashes)
         return matched
 
-    def expect(self, worker: int, hashes: Sequence[int], now: float) -> None:
+    def expect(self, worker: int, hashes: Sequence[int], now: float, until: float) -> None:
         """A prompt with these blocks was sent to the worker. Marks those that it has as used, and expects the others."""
         self._forget_overdue(now)
         slot = self._slot_of(worker)
@@ -111,9 +112,9 @@ class PrefixIndex:
                 new.append(block)
         if new:
             self._num_expected += len(new)
-            self._expectations.append(_Expectation(now + self._expected_for_s, slot, tuple(new)))
+            heapq.heappush(self._expectations, _Expectation(until, slot, tuple(new)))
         while self._num_expected > self._max_entries // 4:
-            self._unexpect(self._expectations.popleft())
+            self._unexpect(heapq.heappop(self._expectations))
 
     # ---- the books
 
@@ -158,7 +159,7 @@ class PrefixIndex:
 
     def _forget_overdue(self, now: float) -> None:
         while self._expectations and self._expectations[0].until <= now:
-            self._unexpect(self._expectations.popleft())
+            self._unexpect(heapq.heappop(self._expectations))
 
     def _unexpect(self, expectation: _Expectation) -> None:
         for block in expectation.hashes:

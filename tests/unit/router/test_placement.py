@@ -30,7 +30,7 @@ class Cluster:
     workers: dict[str, Worker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.placer = Placer(self.policy, PrefixIndex(10_000, expected_for_s=5), lambda: self.now)
+        self.placer = Placer(self.policy, PrefixIndex(10_000), 5.0, lambda: self.now)
         for role, letter, count in ((PREFILL, "p", self.prefill), (DECODE, "d", self.decode)):
             for number in range(count):
                 name = f"{letter}{number}"
@@ -268,6 +268,17 @@ async def test_a_worker_that_left_is_not_expected_to_hold_anything() -> None:
     cluster.cache("p1", PROMPT)  # was on its way
     assert prefill_of(cluster.place()) == ("p0", Reason.TURN)
     assert cluster.placer.index_entries == 0
+
+
+async def test_a_prompt_is_expected_for_as_long_as_it_may_wait_and_a_little_longer() -> None:
+    cluster = Cluster(prefill=1)
+    cluster.report("p0", queued_tokens=20_000, waiting=1)
+    first = cluster.send()
+    assert first.ttft_s == pytest.approx(21.024)
+    cluster.now = 40.0
+    assert cluster.place().uncached_tokens == 1
+    cluster.now = 48.0
+    assert cluster.place().uncached_tokens == 1024
 
 
 @pytest.mark.parametrize("policy", [PrefixAware(), RoundRobin(), LeastLoaded()])

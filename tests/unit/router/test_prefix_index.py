@@ -46,15 +46,15 @@ def evicted(*blocks: int) -> cluster_pb2.CacheChange:
 def test_matches(
     reports: list[tuple[int, cluster_pb2.CacheChange]], prompt: tuple[int, ...], expected: tuple[int, int]
 ) -> None:
-    index = PrefixIndex(100, expected_for_s=5)
+    index = PrefixIndex(100)
     for worker, change in reports:
         index.update(worker, change)
     assert index.matches(prompt, [A, B], now=0) == dict(zip([A, B], expected, strict=True))
 
 
 def test_what_was_just_sent_is_expected_until_confirmed_or_overdue() -> None:
-    index = PrefixIndex(100, expected_for_s=5)
-    index.expect(A, (1, 2, 3), now=0)
+    index = PrefixIndex(100)
+    index.expect(A, (1, 2, 3), now=0, until=5)
     assert index.matches((1, 2, 3, 4), [A, B], now=4.9) == {A: 3, B: 0}
     index.update(A, stored(1, 2))
     assert index.matches((1, 2, 3), [A], now=5.1) == {A: 2}
@@ -62,9 +62,9 @@ def test_what_was_just_sent_is_expected_until_confirmed_or_overdue() -> None:
 
 
 def test_a_worker_that_left_is_forgotten_and_its_place_is_clean() -> None:
-    index = PrefixIndex(100, expected_for_s=5)
+    index = PrefixIndex(100)
     index.update(A, full(1, 2))
-    index.expect(A, (1, 2, 3), now=0)
+    index.expect(A, (1, 2, 3), now=0, until=5)
     index.update(B, full(1))
     index.remove(A)
     index.remove(A)
@@ -74,10 +74,10 @@ def test_a_worker_that_left_is_forgotten_and_its_place_is_clean() -> None:
 
 
 def test_the_least_recently_placed_goes_first_and_a_chain_from_its_end() -> None:
-    index = PrefixIndex(6, expected_for_s=5)
+    index = PrefixIndex(6)
     index.update(A, full(1, 2, 3))
     index.update(A, stored(11, 12, 13))
-    index.expect(A, (1, 2, 3), now=0)  # used; 11.. is older now
+    index.expect(A, (1, 2, 3), now=0, until=5)  # used; 11.. is older now
     index.update(A, stored(21, 22))
     assert index.num_entries == 6
     assert index.matches((1, 2, 3), [A], now=0) == {A: 3}
@@ -86,9 +86,9 @@ def test_the_least_recently_placed_goes_first_and_a_chain_from_its_end() -> None
 
 
 def test_expectations_are_bounded_too() -> None:
-    index = PrefixIndex(16, expected_for_s=5)
+    index = PrefixIndex(16)
     for start in range(0, 100, 10):
-        index.expect(A, (start, start + 1), now=0)
+        index.expect(A, (start, start + 1), now=0, until=5)
     assert index.num_entries == 4
     assert index.matches((90, 91), [A], now=0) == {A: 2}
     assert index.matches((0, 1), [A], now=0) == {A: 0}
@@ -115,7 +115,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.index = PrefixIndex(10_000, expected_for_s=5)
+        self.index = PrefixIndex(10_000)
         self.naive: dict[int, Naive] = {}
         self.now = 1.0
 
@@ -130,7 +130,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(worker=WORKERS, hashes=BLOCKS)
     def place(self, worker: int, hashes: list[int]) -> None:
-        self.index.expect(worker, hashes, self.now)
+        self.index.expect(worker, hashes, self.now, until=self.now + 5)
         model = self.naive.setdefault(worker, Naive())
         for block in hashes:
             if block not in model.held and model.expected_until.get(block, 0.0) <= self.now:
@@ -164,7 +164,7 @@ class CrampedMachine(IndexMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.index = PrefixIndex(8, expected_for_s=5)
+        self.index = PrefixIndex(8)
 
     @rule(hashes=BLOCKS)
     def ask(self, hashes: list[int]) -> None:

@@ -19,7 +19,7 @@ def worker(name: str, **more: int) -> Worker:
 
 
 def choose(policy: Policy, ask: Ask, pool: list[Worker]) -> Worker | None:
-    placement = Placer(policy, PrefixIndex(1024, 5), lambda: 0.0).place(ask, pool, [])
+    placement = Placer(policy, PrefixIndex(1024), 5.0).place(ask, pool, [])
     return placement.decode if placement is not None else None
 
 
