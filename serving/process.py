@@ -7,6 +7,7 @@ drain. It dies with the process that started it.
 import argparse
 import asyncio
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -65,6 +66,8 @@ async def _serve(server: Server, config: ServalConfig, status: StatusWriter) -> 
         await _first_of(start, signals.stop)
         if start.done():
             status.ready(start.result())
+            gc.collect()
+            gc.freeze()  # what start-up made stays: no later collection need walk through it
             sick = asyncio.create_task(_until_sick(server))
             await _first_of(sick, signals.stop)
             if sick.done():

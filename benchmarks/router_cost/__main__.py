@@ -9,10 +9,10 @@ import contextlib
 import math
 import signal
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,10 @@ from benchmarks.terminal import progress_bar, result_console
 
 ASK_TIMEOUT_S = 30.0
 PHASE_TIMEOUT_S = 120.0
+WARM_STREAMS, WARM_TOKENS = 4, 50
+FEWEST_PACED = 3
+"""Answers per stream where streams begin one after another: the first and the last of them are not under full load."""
+
 EXIT_MISSED = 1
 EXIT_FAILED = 2
 
@@ -35,6 +39,7 @@ class Plan:
     """What is measured. `fewest_tokens` of a phase, so that its processor time is long beside the clock's tick of 10 ms."""
 
     streams: tuple[int, ...]
+    streams_per_worker: int
     tokens: int
     pace_s: float
     rounds: int
@@ -43,6 +48,7 @@ class Plan:
 
 def run(
     streams: Annotated[str, typer.Option(help="Numbers of streams.")] = "32,256",
+    streams_per_worker: Annotated[int, typer.Option(min=1, help="Streams that a mock decode worker has in one step.")] = 64,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 200,
     pace_ms: Annotated[float, typer.Option(min=1, help="Between two tokens of a paced stream.")] = 20.0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, in which the routers take turns.")] = 3,
@@ -69,23 +75,25 @@ def run(
     machine = Machine.here()
     if warning := machine.warning():
         print(warning, file=sys.stderr)
-    plan = Plan(tuple(int(number) for number in streams.split(",")), tokens, pace_ms / 1e3, rounds, fewest_tokens)
+    counts = tuple(int(number) for number in streams.split(","))
+    plan = Plan(counts, streams_per_worker, tokens, pace_ms / 1e3, rounds, fewest_tokens)
     done: list[StreamsReport] = []
     problem: str | None = None
-    sides: list[Side] = []
+    command = _smg(smg) if peer == "smg" else None
     try:
         settings = read_settings(model, setting or [])
-        sides = [Serval(settings)]
-        if peer == "smg":
-            with _reported_if_missing():
-                sides.append(Smg(sides[0].model, sides[0].folder, find_smg(smg)))
-        asyncio.run(_measure(sides, plan, done.append))
+        asyncio.run(_measure(plan, settings, command, done.append))
     except (ClusterError, ChildFailed, ValueError) as error:
         problem = str(error)
     except KeyboardInterrupt:
         problem = "interrupted"
     report = CostReport(
-        machine=machine, tokens=tokens, pace_ms=pace_ms, peer=sides[1].name if sides[1:] else None, streams=done
+        machine=machine,
+        tokens=tokens,
+        pace_ms=pace_ms,
+        streams_per_worker=streams_per_worker,
+        peer=Smg.name if command is not None else None,
+        streams=done,
     )
     result_console().print(render(report))
     if json_file is not None:
@@ -97,46 +105,60 @@ def run(
         raise typer.Exit(EXIT_MISSED)
 
 
-@contextlib.contextmanager
-def _reported_if_missing() -> Generator[None]:
+def _smg(given: Path | None) -> Path | None:
+    """smg's command; None, and a word about it, where it is not installed."""
     try:
-        yield
+        return find_smg(given)
     except NotInstalled as error:
         print(f"router_cost: measured without a peer: {error}", file=sys.stderr)
+        return None
 
 
-async def _measure(sides: list[Side], plan: Plan, done: Callable[[StreamsReport], None]) -> None:
+async def _measure(plan: Plan, settings: dict[str, Any], smg: Path | None, done: Callable[[StreamsReport], None]) -> None:
     """Calls `done` for each number of streams, as it is finished."""
+    with progress_bar() as bar:
+        task = bar.add_task("streaming in turns", total=len(plan.streams) * plan.rounds * (1 if smg is None else 2))
+        for streams in plan.streams:
+            workers = math.ceil(streams / plan.streams_per_worker)
+            ours = Serval(settings, workers)
+            theirs = Smg(ours.model, ours.folder, workers, smg) if smg is not None else None
+            report = StreamsReport(streams=streams, ours=[], theirs=[])
+            async with _running(ours, theirs) as client:
+                for number in range(plan.rounds):
+                    for our_turn in order(number):
+                        side, rounds = (ours, report.ours) if our_turn else (theirs, report.theirs)
+                        if side is not None:
+                            rounds.append(await _round(client, side, plan, streams))
+                            bar.advance(task)
+            done(report)
+
+
+@contextlib.asynccontextmanager
+async def _running(*sides: Side | None) -> AsyncIterator[Child]:
+    """The client, with both sides up and warm."""
     async with contextlib.AsyncExitStack() as stack:
-        for side in sides:
+        present = [side for side in sides if side is not None]
+        for side in present:
             stack.push_async_callback(side.stop)
             await side.start()
-        client, _ = await Child.start("benchmarks.router_cost.client", ["--folder", str(sides[0].folder)])
+        client, _ = await Child.start("benchmarks.router_cost.client", ["--folder", str(present[0].folder)])
         stack.push_async_callback(client.stop)
-        bar = stack.enter_context(progress_bar())
-        task = bar.add_task("streaming in turns", total=len(plan.streams) * plan.rounds * len(sides))
-        for side in sides:
-            await _phase(client, side, plan, 1, 0.0)  # warm
-        for streams in plan.streams:
-            rounds: dict[str, list[Round]] = {side.name: [] for side in sides}
-            for number in range(plan.rounds):
-                for ours in order(number):
-                    for side in sides[:1] if ours else sides[1:]:
-                        rounds[side.name].append(await _round(client, side, plan, streams))
-                        bar.advance(task)
-            ours_first, theirs = rounds[sides[0].name], [each for side in sides[1:] for each in rounds[side.name]]
-            done(StreamsReport(streams=streams, ours=ours_first, theirs=theirs))
+        for side in present:
+            await _phase(client, side, WARM_TOKENS, streams=WARM_STREAMS, requests=WARM_STREAMS, pace_s=0.0)
+        yield client
 
 
 async def _round(client: Child, side: Side, plan: Plan, streams: int) -> Round:
-    flooded = await _phase(client, side, plan, streams, 0.0)
-    paced = await _phase(client, side, plan, streams, plan.pace_s)
-    half_load = await _phase(client, side, plan, streams, streams / (flooded.tokens_per_s / 2))
+    """Each phase has some answers after one another on each stream: what is measured of them is mostly their steady middle."""
+    per_stream = math.ceil(plan.fewest_tokens / (plan.tokens * streams))
+    requests, fewest = streams * per_stream, streams * max(per_stream, FEWEST_PACED)
+    flooded = await _phase(client, side, plan.tokens, streams, requests, pace_s=0.0)
+    paced = await _phase(client, side, plan.tokens, streams, fewest, plan.pace_s)
+    half_load = await _phase(client, side, plan.tokens, streams, fewest, streams / (flooded.tokens_per_s / 2))
     return Round(flooded=flooded, paced=paced, half_load=half_load)
 
 
-async def _phase(client: Child, side: Side, plan: Plan, streams: int, pace_s: float) -> Phase:
-    requests = streams * max(1, math.ceil(plan.fewest_tokens / (plan.tokens * streams)))
+async def _phase(client: Child, side: Side, tokens: int, streams: int, requests: int, pace_s: float) -> Phase:
     assert side.worker is not None
     await side.worker.ask({"pace_s": pace_s}, ASK_TIMEOUT_S)
     before_s = cpu_s(side.pid)
@@ -146,8 +168,8 @@ async def _phase(client: Child, side: Side, plan: Plan, streams: int, pace_s: fl
             "model": side.model,
             "streams": streams,
             "requests": requests,
-            "tokens": plan.tokens,
-            "spread_s": plan.tokens * pace_s,
+            "tokens": tokens,
+            "spread_s": tokens * pace_s,
             "timeout_s": PHASE_TIMEOUT_S,
         },
         PHASE_TIMEOUT_S + ASK_TIMEOUT_S,

@@ -104,6 +104,7 @@ class CostReport(BaseModel):
     machine: Machine
     tokens: int
     pace_ms: float
+    streams_per_worker: int
     peer: str | None
     streams: list[StreamsReport]
 

@@ -18,7 +18,6 @@ import benchmarks
 from benchmarks.cluster import Place, environment, launch, settings_at
 from benchmarks.router_cost.pipe import Child, ChildFailed
 
-WORKERS = 4
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 INSTALL_SMG = "pip install smg==1.13.0 smg-grpc-proto h2, here or in an environment of its own (then --smg ITS/bin/smg)"
@@ -37,9 +36,11 @@ class Side(ABC):
     pid: int
     worker: Child | None = None
 
-    def __init__(self, model: str, folder: Path) -> None:
+    def __init__(self, model: str, folder: Path, workers: int) -> None:
+        """`workers`: mock decode workers."""
         self.model = model
         self.folder = folder
+        self._workers = str(workers)
         self._scratch = tempfile.TemporaryDirectory(prefix="serval-bench-router-")
         self._popen: subprocess.Popen[bytes] | None = None
 
@@ -80,8 +81,8 @@ class Serval(Side):
 
     name = "serval"
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        super().__init__(settings["router"]["model"], Path(settings["model"]))
+    def __init__(self, settings: Mapping[str, Any], workers: int) -> None:
+        super().__init__(settings["router"]["model"], Path(settings["model"]), workers)
         self._settings = settings_at(settings, Place(), Place())
 
     async def start(self) -> None:
@@ -89,8 +90,8 @@ class Serval(Side):
         self._popen = process.popen
         ready = await asyncio.to_thread(process.wait_ready, time.monotonic() + START_TIMEOUT_S)
         self.url, self.pid = f"http://{ready['http']}", process.popen.pid
-        arguments = ["--router", ready["link"], "--model", self.model, "--folder", str(self.folder), "--workers", str(WORKERS)]
-        self.worker, _ = await Child.start("benchmarks.router_cost.serval_worker", arguments)
+        arguments = ["--model", self.model, "--folder", str(self.folder), "--workers", self._workers]
+        self.worker, _ = await Child.start("benchmarks.router_cost.serval_worker", ["--router", ready["link"], *arguments])
         await self._wait_for("/ready", process.log)
 
 
@@ -100,12 +101,12 @@ class Smg(Side):
 
     name = "smg"
 
-    def __init__(self, model: str, folder: Path, command: Path) -> None:
-        super().__init__(model, folder)
+    def __init__(self, model: str, folder: Path, workers: int, command: Path) -> None:
+        super().__init__(model, folder, workers)
         self._command = command
 
     async def start(self) -> None:
-        arguments = ["--model", self.model, "--folder", str(self.folder), "--workers", str(WORKERS)]
+        arguments = ["--model", self.model, "--folder", str(self.folder), "--workers", self._workers]
         root = {"PYTHONPATH": str(Path(benchmarks.__file__).parents[1])}
         python = str(self._command.with_name("python"))
         self.worker, ready = await Child.start("benchmarks.router_cost.smg_worker", arguments, python, root)
