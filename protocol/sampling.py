@@ -9,6 +9,12 @@ from protocol.errors import InvalidRequest
 MAX_LOGPROBS = 20
 """As in OpenAI's API."""
 
+GREEDY_BELOW = 1e-5
+"""A temperature at which nothing but the likeliest token could be drawn, and logits would no longer be finite. As in vLLM."""
+
+MIN_REPETITION_PENALTY = 0.01
+"""Below, penalised logits would no longer be finite."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -42,7 +48,8 @@ class SamplingParams:
         _require(0.0 < self.top_p <= 1.0, "top_p", "must be greater than 0 and at most 1")
         _require(self.top_k >= 0, "top_k", "must be 0 (off) or positive")
         _require(0.0 <= self.min_p <= 1.0, "min_p", "must be between 0 and 1")
-        _require(0.0 < self.repetition_penalty <= 100.0, "repetition_penalty", "must be greater than 0 and at most 100")
+        penalty_fits = MIN_REPETITION_PENALTY <= self.repetition_penalty <= 100.0
+        _require(penalty_fits, "repetition_penalty", f"must be between {MIN_REPETITION_PENALTY} and 100")
         _require(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "must be between -2 and 2")
         _require(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "must be between -2 and 2")
         _require(self.max_tokens >= 1, "max_tokens", "must be at least 1")
@@ -58,7 +65,7 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature < GREEDY_BELOW
 
     def to_proto(self) -> serval_pb2.Sampling:
         return serval_pb2.Sampling(

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+_NOTHING: tuple[Any, ...] = (None, "", [])
 _EMPTY_FIELDS = ("refusal", "tool_calls", "function_call", "audio", "annotations", "name")
 
 
@@ -32,10 +33,10 @@ class _Message(Strict):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, message: Any) -> Any:
-        # The openai client sends an answer back as it came: with refusal, tool_calls and the like as null.
+        # The openai client sends an answer back as it came: with refusal, tool_calls and the like as null, or empty.
         if not isinstance(message, dict):
             return message
-        return {name: value for name, value in message.items() if value or name not in _EMPTY_FIELDS}
+        return {name: value for name, value in message.items() if value not in _NOTHING or name not in _EMPTY_FIELDS}
 
 
 class SystemMessage(_Message):

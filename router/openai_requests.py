@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from protocol.errors import InvalidRequest
-from protocol.sampling import MAX_LOGPROBS
+from protocol.sampling import MAX_LOGPROBS, MIN_REPETITION_PENALTY
 from router.openai_formats import StructuredFields
 from router.openai_messages import GenerationBody, Message, Strict
 from router.tool_calls.tools import FunctionTool, Tool, ToolChoice, tool_of
@@ -47,7 +47,7 @@ class SamplingFields(GenerationBody, StructuredFields):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=100)] | None = None
     logit_bias: dict[str, Bias] | None = Field(default=None, description="By token id.")
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None

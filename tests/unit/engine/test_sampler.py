@@ -10,7 +10,7 @@ import torch
 from engine.draws import uniform
 from engine.sampler import NUCLEUS_CANDIDATES, Sampler
 from engine.sequence import Sequence
-from protocol.sampling import SamplingParams
+from protocol.sampling import GREEDY_BELOW, MIN_REPETITION_PENALTY, SamplingParams
 
 EOS = 7
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0, 1.5])
@@ -173,3 +173,27 @@ def test_half_precision_ties_are_broken_alike_in_any_batch() -> None:
     logits = (torch.randn(6, 3000, generator=torch.Generator().manual_seed(2))).to(torch.bfloat16)
     sequences = [make(seed=seed, top_p=0.8, top_k=50 + seed) for seed in range(6)]
     assert sample(logits, *sequences) == [sample(logits[i : i + 1], s)[0] for i, s in enumerate(sequences)]
+
+
+@pytest.mark.parametrize("banned", [False, True])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-6, GREEDY_BELOW, 1.0, 100.0])
+@pytest.mark.parametrize("repetition_penalty", [MIN_REPETITION_PENALTY, 100.0])
+@pytest.mark.parametrize("nucleus", [{"top_p": 5e-324}, {"min_p": 5e-324}, {"min_p": 1.0, "top_p": 1.0 - 2**-53}])
+def test_every_accepted_extreme_draws_a_token(
+    banned: bool, temperature: float, repetition_penalty: float, nucleus: dict[str, float]
+) -> None:
+    """The edges of what validation lets in; `banned`: all but one token are forbidden already."""
+    params = SamplingParams(
+        temperature=temperature,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=-2.0,
+        frequency_penalty=2.0,
+        logit_bias={0: -100.0, 1: 100.0},
+        **nucleus,
+    )
+    params.validate(len(LOGITS))
+    logits = 50 * LOGITS
+    if banned:
+        logits = torch.full_like(LOGITS, float("-inf")).index_fill_(0, torch.tensor([3]), 0.0)
+    (token,) = sample(logits.expand(1, -1), Sequence("r", [0, 1, 2], params, output=[1, 4] * 10))
+    assert token == 3 if banned else 0 <= token < len(LOGITS)
