@@ -55,8 +55,12 @@ class Attempts:
         free = [worker for worker in prefillers if has_compute_room(worker, window_s, now)]
         if not prefillers:
             ready = [worker for worker in ready if has_compute_room(worker, window_s, now)]
-        placement = self._placer.place(ask, ready, free or prefillers)
-        if placement is None or not has_compute_room(placement.computing, window_s, now):
+        # A busy worker may still be the fastest, for what it has cached: a prompt waits there no longer than that saves it.
+        may_wait = bool(free) and self._placer.uses_predictions
+        placement = self._placer.place(ask, ready, prefillers if may_wait else free or prefillers)
+        if placement is None:
+            return Placed.NO_ROOM
+        if not has_compute_room(placement.computing, window_s, now) and not (may_wait and placement.prefill is not None):
             return Placed.NO_ROOM
         self._placer.placed(placement, ask)
         self._submit(request, placement)
@@ -75,7 +79,7 @@ class Attempts:
 
     def _hashes(self, request: Request) -> Sequence[int]:
         """Of the prompt's KV blocks; computed once per request, and only where the policy asks for them."""
-        if not self._placer.uses_hashes or not (block_size := self._members.block_size):
+        if not self._placer.uses_predictions or not (block_size := self._members.block_size):
             return ()
         if request.prompt_hashes is None:
             request.prompt_hashes = [short_hash(block) for block in chained_hashes(request.spec.prompt, block_size)]

@@ -105,8 +105,8 @@ class Placer:
         self._clock = clock
 
     @property
-    def uses_hashes(self) -> bool:
-        """Whether the policy makes use of `Ask.hashes`."""
+    def uses_predictions(self) -> bool:
+        """Whether the policy weighs queues and caches against each other; only then does it make use of `Ask.hashes`."""
         return self._policy.uses_predictions
 
     # ---- the decision
