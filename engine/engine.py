@@ -1,17 +1,14 @@
 """The engine: a step is schedule, run, publish. One thread steps; any thread submits, aborts and releases."""
 
-import logging
 import threading
 import time
 from collections import deque
-from ctypes import CDLL
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from engine.attention.sdpa import SdpaAttention, Shape
 from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.ending import Ending, ending_of
@@ -19,11 +16,10 @@ from engine.grammar import Grammars
 from engine.kv_cache import KVCache
 from engine.kv_pool import KVPool
 from engine.logprobs import TokenLogprobs
+from engine.models.base import Model, OnLayer
 from engine.models.checkpoint import Checkpoint, Progress
-from engine.models.config import ModelConfig, read_model_config
-from engine.models.llama import LlamaModel, OnLayer
-from engine.native.decoder import why_not
-from engine.native.library import load_library
+from engine.models.config import ModelConfig
+from engine.models.registry import build_model, read_model_config
 from engine.placement import choose_device, choose_dtype, choose_max_model_len, count_blocks
 from engine.prompt_logprobs import score_prompts
 from engine.recent_steps import RecentSteps
@@ -33,8 +29,6 @@ from engine.sequence import Sequence, SequenceUpdate
 from engine.step_metrics import StepMetrics
 from protocol.errors import InvalidRequest, ServalError
 from telemetry.metrics import Metrics
-
-log = logging.getLogger(__name__)
 
 
 class EngineFailed(ServalError):
@@ -50,7 +44,7 @@ class Engine:
 
     def __init__(
         self,
-        model: LlamaModel,
+        model: Model,
         pool: KVPool,
         config: EngineConfig,
         grammars: Grammars,
@@ -69,10 +63,9 @@ class Engine:
         self.steps = 0
         """Forward passes so far."""
         self.recent = RecentSteps()
-        shape = model.config
-        self._attention = SdpaAttention(pool, Shape(shape.num_heads, shape.num_kv_heads, shape.head_dim))
+        self._attention = model.attention_over(pool)
         self._grammars = grammars
-        self._sampler = Sampler(shape.eos_token_ids, grammars)
+        self._sampler = Sampler(model.config.eos_token_ids, grammars)
         self._scheduler = Scheduler(self.kv_cache, max_batch_tokens=config.max_batch_tokens, max_sequences=config.max_sequences)
         self._metrics = StepMetrics(metrics, self.kv_cache)
         self._inbox: deque[Sequence | str] = deque()
@@ -98,12 +91,11 @@ class Engine:
         dtype = choose_dtype(config, shape, device)
         num_blocks = count_blocks(config, shape, dtype)
         max_model_len = choose_max_model_len(config, shape, num_blocks)
-        kernels = _native_kernels(config, shape, dtype, device)
         with torch.inference_mode(), Checkpoint(folder, progress) as checkpoint:
-            model = LlamaModel(shape, checkpoint, dtype=dtype, device=device, max_model_len=max_model_len, kernels=kernels)
+            model = build_model(shape, checkpoint, config, dtype=dtype, device=device, max_model_len=max_model_len)
         # Outside inference mode: other threads write to it in place without knowing of that mode.
         pool = KVPool(
-            num_layers=shape.num_layers,
+            num_layers=shape.num_kv_layers,
             num_blocks=num_blocks,
             block_size=config.block_size,
             entry_width=shape.entry_width,
@@ -283,14 +275,6 @@ class Engine:
 
     def _everyone(self) -> list[Sequence]:
         return [*self._scheduler.running, *self._scheduler.waiting]
-
-
-def _native_kernels(config: EngineConfig, shape: ModelConfig, dtype: torch.dtype, device: torch.device) -> CDLL | None:
-    reason = "native_kernels is off" if config.native_kernels == "off" else why_not(shape, dtype, device, config.block_size)
-    if reason is not None:
-        log.info("native kernels are off, torch computes every step: %s", reason)
-        return None
-    return load_library()
 
 
 class _Result:

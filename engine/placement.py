@@ -29,8 +29,8 @@ def choose_dtype(config: EngineConfig, model: ModelConfig, device: torch.device)
 
 
 def count_blocks(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
-    """KV blocks that fit the configured memory; a block spans all layers."""
-    block_bytes = model.num_layers * config.block_size * model.entry_width * dtype.itemsize
+    """KV blocks that fit the configured memory; a block spans all of the model's attentions."""
+    block_bytes = config.block_size * model.kv_bytes_per_token(dtype.itemsize)
     num_blocks = config.kv_memory_bytes // block_bytes
     if num_blocks < 2:
         raise ConfigError(f"kv_memory_bytes: {config.kv_memory_bytes} hold fewer than 2 blocks of {block_bytes} bytes")

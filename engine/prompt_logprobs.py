@@ -4,13 +4,13 @@ import torch
 
 from engine.batch import Batch, Span
 from engine.logprobs import TokenLogprobs, token_logprobs
-from engine.models.llama import LlamaModel
+from engine.models.base import Model
 
 ROWS_AT_ONCE = 64
 """Positions whose logits exist at a time: 40 MB of float32 for a vocabulary of 150,000."""
 
 
-def score_prompts(model: LlamaModel, batch: Batch, hidden: torch.Tensor) -> None:
+def score_prompts(model: Model, batch: Batch, hidden: torch.Tensor) -> None:
     """Appends to `Sequence.prompt_logprobs` what the batch tells about the prompts of those that asked. `hidden`: the last
     layer's residual stream [batch tokens, hidden_size]."""
     first_row = 0
@@ -20,7 +20,7 @@ def score_prompts(model: LlamaModel, batch: Batch, hidden: torch.Tensor) -> None
         first_row += span.length
 
 
-def _score(model: LlamaModel, span: Span, hidden: torch.Tensor) -> None:
+def _score(model: Model, span: Span, hidden: torch.Tensor) -> None:
     prompt, scored = span.sequence.prompt, span.sequence.prompt_logprobs
     if not scored:
         scored.append(TokenLogprobs(prompt[0], 0.0, ()))  # nothing precedes it

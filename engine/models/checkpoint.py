@@ -15,6 +15,9 @@ from protocol.errors import ConfigError
 Progress = Callable[[int, int], None]
 """Called with (tensors read, tensors in all)."""
 
+SHOWN_NAMES = 4
+"""Of the tensors that should be there or should not, in an error of one line."""
+
 
 class Checkpoint:
     """Reads each tensor once, as it is asked for, so that loading needs little more memory than the model. A context manager."""
@@ -45,10 +48,9 @@ class Checkpoint:
     def expect(self, names: set[str], ignorable: Callable[[str], bool]) -> None:
         """Raises ConfigError unless the folder holds exactly `names`, apart from what is `ignorable`."""
         held = {name for name in self._file_of if name in names or not ignorable(name)}
-        for what, wrong in (("lacks", names - held), ("has unexpected", held - names)):
-            if wrong:
-                shown = ", ".join(sorted(wrong)[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-                raise ConfigError(f"model: the checkpoint {what} tensors: {shown}")
+        differences = (("lacks", names - held), ("has unexpected", held - names))
+        if wrong := [f"{what} tensors: {_shown(unmatched)}" for what, unmatched in differences if unmatched]:
+            raise ConfigError(f"model: the checkpoint {'; it '.join(wrong)}")
         self._total = len(names)
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -60,6 +62,12 @@ class Checkpoint:
         if self._progress is not None:
             self._progress(len(self._asked), self._total)
         return tensor
+
+
+def _shown(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:SHOWN_NAMES]) + (
+        f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    )
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,35 +1,31 @@
 """The Llama family (Llama, SmolLM2, Mistral, Qwen2, Qwen3): one forward for batches that mix prefill chunks and decodes."""
 
-from collections.abc import Callable
 from ctypes import CDLL
 
 import torch
-from torch.nn.functional import embedding, silu
+from torch.nn.functional import embedding
 
 from engine.attention.base import AttentionBackend
+from engine.attention.sdpa import SdpaAttention, Shape
 from engine.batch import Batch
 from engine.kv_pool import KVPool
 from engine.linear import Linear, can_pack
-from engine.models.checkpoint import Checkpoint
-from engine.models.config import ModelConfig
+from engine.models.base import OnHidden, OnLayer, finish_forward
+from engine.models.llama_config import LlamaConfig
+from engine.models.mlp import SwiGlu
 from engine.models.norm import RmsNorm
 from engine.models.rope import RopeTable
+from engine.models.weights import TensorSource, WeightReader
 from engine.native.decoder import LayerWeights, LinearWeights, NativeDecoder
-
-OnLayer = Callable[[int, Batch], None]
-"""Called with (layer, batch) once per layer, as soon as that layer's KV of the batch's spans is in the pool."""
-
-OnHidden = Callable[[torch.Tensor], None]
-"""Called with the last layer's residual stream of the whole batch, [tokens, hidden_size]; `LlamaModel.logits` takes rows of it."""
 
 
 class LlamaModel:
-    """Weights and the forward pass. Owns no KV."""
+    """A Model (engine/models/base.py)."""
 
     def __init__(
         self,
-        config: ModelConfig,
-        checkpoint: Checkpoint,
+        config: LlamaConfig,
+        source: TensorSource,
         *,
         dtype: torch.dtype,
         device: torch.device,
@@ -40,7 +36,7 @@ class LlamaModel:
         self.config = config
         self.dtype = dtype
         self.device = device
-        self._reader = _Reader(config, checkpoint, dtype, device)
+        self._reader = _Reader(config, WeightReader(source, dtype, device))
         self.rope = RopeTable(config.rope, max_model_len, dtype, device)
         self.embedding = self._reader.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         self._decoder = None if kernels is None else NativeDecoder(kernels, config, self.embedding)
@@ -60,6 +56,9 @@ class LlamaModel:
             self._decoder.add_layer(index, weights)
         return _Layer(self.config, weights, packed=can_pack(self.dtype, self.device))
 
+    def attention_over(self, pool: KVPool) -> SdpaAttention:
+        return SdpaAttention(pool, Shape(self.config.num_heads, self.config.num_kv_heads, self.config.head_dim))
+
     def forward(
         self,
         batch: Batch,
@@ -68,7 +67,6 @@ class LlamaModel:
         on_layer: OnLayer | None = None,
         on_hidden: OnHidden | None = None,
     ) -> torch.Tensor | None:
-        """Computes the batch's KV into the pool; logits [sampled sequences, vocab_size], or None where none is sampled."""
         # Whoever wants each layer as it is computed sends it away: a prefill worker, with few tokens to decode.
         if self._decoder is not None and on_layer is None and on_hidden is None and self._decoder.takes(batch):
             return self._decoder.step(batch, pool)
@@ -81,29 +79,22 @@ class LlamaModel:
             if on_layer is not None:
                 on_layer(index, batch)
             x = layer.finish(x, attention.attend(index, query, plan))
-        if on_hidden is not None:
-            on_hidden(x)
-        if not batch.sampled:
-            return None
-        if batch.num_tokens > len(batch.sampled):
-            x = x[batch.sampled_rows]
-        return self.logits(x)
+        return finish_forward(self, batch, x, on_hidden)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[rows, vocab_size] of rows of the last layer's residual stream."""
         return self.head(self.norm(hidden))
 
 
 class _Layer:
-    def __init__(self, config: ModelConfig, weights: LayerWeights, *, packed: bool) -> None:
+    def __init__(self, config: LlamaConfig, weights: LayerWeights, *, packed: bool) -> None:
         self._head_dim = config.head_dim
         self._heads = config.num_heads
         self._rotated = config.num_heads + config.num_kv_heads
-        self._inner = config.intermediate_size
-        self._qkv, self._output, self._gate_up, self._down = (
+        self._qkv, self._output, gate_up, down = (
             Linear(linear.weight, linear.bias, packed=packed)
             for linear in (weights.qkv, weights.output, weights.gate_up, weights.down)
         )
+        self._mlp = SwiGlu(gate_up, down)
         self._input_norm = RmsNorm(weights.input_norm, config.rms_norm_eps)
         self._mlp_norm = RmsNorm(weights.mlp_norm, config.rms_norm_eps)
         self._qk_norm: _QkNorm | None = None
@@ -125,15 +116,13 @@ class _Layer:
     def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """The residual stream after this layer."""
         x = self._output(attended).add_(x)
-        gate_up = self._gate_up(self._mlp_norm(x))
-        inner = silu(gate_up[:, : self._inner]).mul_(gate_up[:, self._inner :])
-        return self._down(inner).add_(x)
+        return self._mlp(self._mlp_norm(x)).add_(x)
 
 
 class _QkNorm:
     """Qwen3's normalisation of each query and key head."""
 
-    def __init__(self, config: ModelConfig, query: torch.Tensor, key: torch.Tensor) -> None:
+    def __init__(self, config: LlamaConfig, query: torch.Tensor, key: torch.Tensor) -> None:
         self._queries = config.num_heads
         self._query, self._key = (RmsNorm(weight, config.rms_norm_eps) for weight in (query, key))
 
@@ -144,17 +133,14 @@ class _QkNorm:
 class _Reader:
     """Turns the checkpoint's tensors into our weights, fusing what is multiplied with the same input."""
 
-    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: LlamaConfig, weights: WeightReader) -> None:
         self._config = config
-        self._checkpoint = checkpoint
-        self._dtype = dtype
-        self._device = device
-        self.tied = "lm_head.weight" not in checkpoint if config.tied_head is None else config.tied_head
+        self._weights = weights
+        source = weights.source
+        self.tied = "lm_head.weight" not in source if config.tied_head is None else config.tied_head
         names = set(tensor_names(config, tied=self.tied))
-        checkpoint.expect(names, lambda name: name.endswith("rotary_emb.inv_freq") or (self.tied and name == "lm_head.weight"))
-
-    def tensor(self, name: str, *shape: int) -> torch.Tensor:
-        return self._checkpoint.read(name, shape).to(device=self._device, dtype=self._dtype)
+        source.expect(names, lambda name: name.endswith("rotary_emb.inv_freq") or (self.tied and name == "lm_head.weight"))
+        self.tensor = weights.tensor
 
     def layer(self, index: int) -> LayerWeights:
         config, prefix = self._config, f"model.layers.{index}"
@@ -175,12 +161,14 @@ class _Reader:
 
     def _linear(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int, *, bias: bool) -> LinearWeights:
         """One product for all of `names`, their results one after another."""
-        pairs = list(zip(names, rows, strict=True))
-        weight = torch.cat([self.tensor(f"{name}.weight", count, columns) for name, count in pairs])
-        return LinearWeights(weight, torch.cat([self.tensor(f"{name}.bias", count) for name, count in pairs]) if bias else None)
+        weight = self._weights.joined(tuple(f"{name}.weight" for name in names), rows, columns)
+        if not bias:
+            return LinearWeights(weight)
+        biases = [self.tensor(f"{name}.bias", count) for name, count in zip(names, rows, strict=True)]
+        return LinearWeights(weight, torch.cat(biases))
 
 
-def tensor_names(config: ModelConfig, *, tied: bool) -> list[str]:
+def tensor_names(config: LlamaConfig, *, tied: bool) -> list[str]:
     """Every tensor that a checkpoint of this model holds."""
     attention = [f"{name}_proj.weight" for name in "qkvo"]
     attention += [f"{name}_proj.bias" for name in "qkv"] if config.qkv_bias else []

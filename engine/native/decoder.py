@@ -12,7 +12,7 @@ import torch
 
 from engine.batch import Batch
 from engine.kv_pool import KVPool
-from engine.models.config import ModelConfig
+from engine.models.llama_config import LlamaConfig
 
 PANEL = 32
 """Widths are whole panels: the kernels have no remainders."""
@@ -78,7 +78,7 @@ class LayerWeights:
     key_norm: torch.Tensor | None = None
 
 
-def why_not(config: ModelConfig, dtype: torch.dtype, device: torch.device, block_size: int) -> str | None:
+def why_not(config: LlamaConfig, dtype: torch.dtype, device: torch.device, block_size: int) -> str | None:
     """What keeps this model from the native decode step, whatever the machine; None where nothing does."""
     if dtype != torch.bfloat16 or device.type != "cpu":
         return "they compute bfloat16 on a CPU"
@@ -96,7 +96,7 @@ def why_not(config: ModelConfig, dtype: torch.dtype, device: torch.device, block
     return None
 
 
-def weight_bytes(config: ModelConfig) -> int:
+def weight_bytes(config: LlamaConfig) -> int:
     """Bytes of all matrices in bfloat16."""
     attention = 2 * config.num_heads * config.head_dim + config.entry_width
     layer = config.hidden_size * (attention + 3 * config.intermediate_size)
@@ -109,7 +109,7 @@ class NativeDecoder:
     A sequence's logits do not depend on what else is in the batch.
     """
 
-    def __init__(self, library: ctypes.CDLL, config: ModelConfig, embedding: torch.Tensor) -> None:
+    def __init__(self, library: ctypes.CDLL, config: LlamaConfig, embedding: torch.Tensor) -> None:
         self._library = library
         self._config = config
         self._kept: list[torch.Tensor] = []

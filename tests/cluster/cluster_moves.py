@@ -5,7 +5,7 @@ from pathlib import Path
 from cluster_clients import Ask
 from cluster_harness import RunningCluster
 
-from engine.models.config import read_model_config
+from engine.models.registry import read_model_config
 
 BLOCK = 16
 """Tokens per KV block, the default."""
@@ -59,8 +59,7 @@ class Moves:
 
 def kv_bytes(model: Path, blocks: int) -> int:
     """Of so many blocks, all layers, in float32."""
-    shape = read_model_config(model)
-    return shape.num_layers * shape.entry_width * 4 * BLOCK * blocks
+    return read_model_config(model).kv_bytes_per_token(4) * BLOCK * blocks
 
 
 def blocks_of(asks: list[Ask]) -> int:

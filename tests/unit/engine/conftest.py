@@ -8,7 +8,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.models.llama import OnLayer
+from engine.models.base import OnLayer
 from engine.sequence import Sequence, SequenceUpdate
 from engine.tiny import write_tiny_llama
 from protocol.sampling import SamplingParams

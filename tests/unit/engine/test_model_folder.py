@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.models.config import read_model_config
+from engine.models.registry import read_model_config
 from engine.placement import choose_device, choose_dtype
 from engine.tiny import write_tiny_llama
 from protocol.errors import ConfigError

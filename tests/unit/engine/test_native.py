@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from engine.batch import Batch, Span
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.models.config import read_model_config
+from engine.models.registry import read_model_config
 from engine.native import library
 from engine.native.decoder import why_not
 from engine.sequence import Sequence
@@ -226,7 +226,7 @@ def test_what_is_missing_is_said_and_torch_computes(
 ) -> None:
     monkeypatch.setattr(library, "_cpu_flags", lambda: flags)
     monkeypatch.setattr(library.shutil, "which", lambda name: compiler)
-    monkeypatch.setattr("engine.engine.why_not", lambda *_: None)
+    monkeypatch.setattr("engine.models.registry.why_not", lambda *_: None)
     with caplog.at_level(logging.INFO, logger="engine.native.library"):
         answer = make_engine(dtype="bfloat16").answer([1, 2, 3], max_tokens=5)
     assert len(answer) == 5

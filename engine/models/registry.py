@@ -1,0 +1,57 @@
+"""Which model a Hugging Face folder holds: dispatch by `architectures`, the one thing that every checkpoint says."""
+
+import logging
+from ctypes import CDLL
+from pathlib import Path
+
+import torch
+
+from engine.config import EngineConfig
+from engine.models import llama_config
+from engine.models.base import Model
+from engine.models.config import ModelConfig, read_json
+from engine.models.llama import LlamaModel
+from engine.models.llama_config import LlamaConfig, read_llama_config
+from engine.models.weights import TensorSource
+from engine.native.decoder import why_not
+from engine.native.library import load_library
+from protocol.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+READERS = dict.fromkeys(llama_config.ARCHITECTURES, read_llama_config)
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """Reads config.json and generation_config.json. Raises ConfigError, one line, for anything unsupported."""
+    raw = read_json(folder / "config.json")
+    architecture = (raw.get("architectures") or ["(none)"])[0]
+    if architecture not in READERS:
+        raise ConfigError(f"model: architecture {architecture} is not supported; supported are {', '.join(READERS)}")
+    return READERS[architecture](folder, raw, architecture)
+
+
+def build_model(
+    shape: ModelConfig,
+    source: TensorSource,
+    config: EngineConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+) -> Model:
+    """The model with its weights read. Raises ConfigError when the tensors are not those that `shape` implies."""
+    match shape:
+        case LlamaConfig():
+            kernels = _native_kernels(config, shape, dtype, device)
+            return LlamaModel(shape, source, dtype=dtype, device=device, max_model_len=max_model_len, kernels=kernels)
+        case _:
+            raise AssertionError(f"no model for {type(shape).__name__}")
+
+
+def _native_kernels(config: EngineConfig, shape: LlamaConfig, dtype: torch.dtype, device: torch.device) -> CDLL | None:
+    reason = "native_kernels is off" if config.native_kernels == "off" else why_not(shape, dtype, device, config.block_size)
+    if reason is not None:
+        log.info("native kernels are off, torch computes every step: %s", reason)
+        return None
+    return load_library()
