@@ -51,6 +51,7 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self.is_draining = False
+        self._attempts.on_room = self._line.note_room
         members.on_joined = self._line.on_worker_joined
         members.on_lost = self._on_worker_lost
 
@@ -166,6 +167,7 @@ class Dispatcher:
     def on_load(self, worker: Worker, load: cluster_pb2.LoadReport, now: float) -> None:
         """A worker's periodic report."""
         worker.take_report(load, now)
+        self._line.note_room()
         self._settle()
 
     def on_cache(self, worker: Worker, change: cluster_pb2.CacheChange) -> None:
@@ -221,6 +223,7 @@ class Dispatcher:
 
     def _on_worker_lost(self, worker: Worker, reason: str) -> None:
         self._attempts.on_worker_lost(worker)
+        self._line.note_room()
         requests = list(worker.open_requests.values())
         logger.log(
             logging.INFO if worker.is_draining else logging.WARNING,

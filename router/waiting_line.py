@@ -61,6 +61,8 @@ class WaitingLine:
         self._queue: FairQueue[Request] = FairQueue(config.priority_turns)
         self._set_aside: dict[Request, None] = {}
         self._waits: dict[Request, _Wait] = {}
+        self._is_stuck = False
+        """The next one was refused, and nothing has changed since."""
         self._drain = RecentRate()
         self._moved_at: float | None = None
         """When it moved last; None unless somebody has to wait for room."""
@@ -93,13 +95,18 @@ class WaitingLine:
         wait.queue_timeout.cancel()
         if wait.worker_wait is not None:
             wait.worker_wait.cancel()
-        self._queue.remove(request)
+        if self._queue.remove(request):
+            self.note_room()  # if it was the next one, another is now
         self._set_aside.pop(request, None)
         self._accounting.line_length(request, -1)
 
+    def note_room(self) -> None:
+        """Something was taken off a worker, or a worker has reported: the next one may fit now."""
+        self._is_stuck = False
+
     def pump(self) -> None:
-        """Places whom it can, in turn. To be called whenever workers may have room."""
-        while (request := self._queue.peek()) is not None:
+        """Places whom it can, in turn. Costs nothing while there is no news of room."""
+        while not self._is_stuck and (request := self._queue.peek()) is not None:
             try:
                 placed = self._place(request)
             except Exception:
@@ -107,15 +114,17 @@ class WaitingLine:
                 self._give_up(request, End(Outcome.INTERNAL, "the router failed to place the request"))
                 continue
             if placed is Placed.NO_ROOM:
+                self._is_stuck = True
                 self._moved_at = self._moved_at or asyncio.get_running_loop().time()
-                return
+                continue
             if placed is Placed.NO_WORKER:
                 self._put_aside(request)
                 continue
             self._queue.pop()
             self.leave(request)
             self._note_move()
-        self._moved_at = None
+        if not self._queue:
+            self._moved_at = None
 
     def on_worker_joined(self) -> None:
         """Who was set aside may fit there."""
@@ -126,6 +135,7 @@ class WaitingLine:
             wait.worker_wait.cancel()
             wait.worker_wait = None
             self._push(request, is_returning=request.retries > 0)
+        self.note_room()
         self.pump()
 
     def _push(self, request: Request, is_returning: bool) -> None:

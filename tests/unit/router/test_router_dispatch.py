@@ -95,6 +95,11 @@ def test_every_accepted_request_ends_exactly_once_and_leaves_nothing(
             for request in world.requests:
                 whole = [token_at(len(PROMPT) + index) for index in range(MAX_TOKENS)]
                 assert request.output == whole[: len(request.output)], "a token was lost, repeated or out of order"
+        world.hear()
+        while world.tasks:
+            world.say(world.tasks.pop(), MAX_TOKENS, "length")
+            world.hear()
+        assert len(world.dispatcher._line._queue) == 0, "somebody waits for room where there is some"
         world.dispatcher.end_all("over")
         assert [request for request in world.requests if request.end is None] == []
         assert world.ended_count() == len(world.requests)
