@@ -47,7 +47,7 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
-            if self._is_reading_head and self._head_timer is None:
+            if self._is_reading_head and self._head_timer is None and self._is_idle:
                 self._await_head()  # whatever comes after an answer begins the next head
             self._head_bytes += len(data)
             super().data_received(data)
@@ -73,6 +73,11 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
             if not self.transport.is_closing():
                 super().on_message_complete()
 
+        @property
+        def _is_idle(self) -> bool:
+            """No answer is on its way. One that is must not end for what comes behind its request: some clients send a line end."""
+            return self.cycle is None or self.cycle.response_complete
+
         def _await_head(self) -> None:
             self._head_timer = self.loop.call_later(limits.head_timeout_s, self._on_late_head)
 
@@ -92,7 +97,7 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
         def _refuse(self, status: HTTPStatus, reason: str, message: str) -> None:
             refused(reason)
             self._stop_timer()
-            if self.cycle is None or self.cycle.response_complete:  # not in the middle of another answer
+            if self._is_idle:  # not in the middle of an answer
                 self.transport.write(_answer(status, message))
             self.transport.close()
 

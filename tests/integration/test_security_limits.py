@@ -115,6 +115,21 @@ async def test_a_slow_head_after_an_answer(running: Cluster) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
+async def test_a_line_end_behind_a_body_does_not_cut_the_answer(running: Cluster) -> None:
+    body = b'{"model": "test-model", "prompt": [1, 2, 3], "max_tokens": 1}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with running.worker() as worker, connection(running.ports.http) as (reader, writer):
+        writer.write(head + body)
+        submit = await worker.next_submit()
+        writer.write(b"\r\n")
+        await asyncio.sleep(0.8)  # longer than a head may take
+        worker.say_tokens(submit.request, [65])
+        worker.say_ended(submit.request, "length")
+        answer = await asyncio.wait_for(reader.read(), WAIT_S)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert rejected(running, "head_timeout") == 0
+
+
 async def test_an_idle_connection(running: Cluster) -> None:
     answer = await answer_to(running.ports.http, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
