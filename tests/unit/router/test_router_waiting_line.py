@@ -57,6 +57,8 @@ async def test_a_worker_gets_what_it_computes_at_once_and_a_few_more(overcommit:
         world.accept()
     assert len(placed(world)) == 3 + overcommit
     assert world.metrics.value("serval_queue_length", tenant="default") == 5 - overcommit
+    world.say(world.task_of(world.requests[1]), 1, None)
+    assert len(placed(world)) == 3 + overcommit, "a first token frees nothing here"
     finish(world, world.requests[1])
     assert placed(world)[-1] is world.requests[3 + overcommit], "who came first of those that wait"
     assert worker.in_flight == 3 + overcommit
