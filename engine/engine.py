@@ -103,6 +103,7 @@ class Engine:
             device=device,
         )
         grammars = Grammars(folder / "tokenizer.json", shape.vocab_size, shape.eos_token_ids, metrics, threads=config.threads)
+        grammars.prepare()
         return cls(model, pool, config, grammars, metrics, max_model_len=max_model_len, on_layer=on_layer)
 
     @property

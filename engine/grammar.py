@@ -5,6 +5,7 @@ tokens, so its state is a pure function of them: an answer that another worker b
 goes on as it would have.
 """
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -18,6 +19,8 @@ from torch.nn.functional import embedding
 
 from protocol.errors import ConfigError, InvalidRequest
 from telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 KEPT_GRAMMARS = 64
 """Compiled grammars kept for the next request with the same one: siblings, and applications that ask for one form all day."""
@@ -78,10 +81,21 @@ class Grammars:
         self._octets = torch.empty(0)
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
-    def matcher(self, grammar: str) -> Matcher:
-        """At the beginning of `grammar`. Takes milliseconds where it was not compiled lately, and about a second for the first
-        one of all, without the interpreter lock. Raises InvalidRequest for what is no grammar, ConfigError without a tokenizer.
+    def prepare(self) -> None:
+        """Reads the tokenizer now, where there is one that can be read. That takes seconds and holds the interpreter lock all the
+        while (measured: 2 s for a vocabulary of 49,152): done for the first grammar, it would keep a worker from its heartbeats.
         """
+        if not self._tokenizer_file.is_file():
+            return
+        try:
+            with self._lock:
+                self._tokenizer = self._tokenizer or self._read_tokenizer()
+        except ConfigError as error:
+            logger.warning("%s", error)
+
+    def matcher(self, grammar: str) -> Matcher:
+        """At the beginning of `grammar`. Takes milliseconds where it was not compiled lately. Raises InvalidRequest for what is
+        no grammar, ConfigError without a tokenizer."""
         self._metrics.grammar_requests.of().inc()
         with self._lock:
             compiled = self._compiled.get(grammar)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence as SequenceOf
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,8 +195,26 @@ def test_a_vocabulary_that_is_wider_than_its_tokenizer(tiny_folder: Any) -> None
     assert biases.isinf().sum() == 301 - len(allowed)
 
 
+def test_a_prepared_one_reads_no_tokenizer_any_more(tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes((tiny_folder / "tokenizer.json").read_bytes())
+    grammars = Grammars(file, 260, EOS, Metrics("decode", "test"))
+    grammars.prepare()
+    file.unlink()
+    assert grammars.matcher(LETTERS).error is None
+
+
+def test_a_tokenizer_that_cannot_be_read_is_missed_by_grammars_alone(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    grammars = Grammars(tmp_path / "tokenizer.json", 260, EOS, Metrics("decode", "test"))
+    grammars.prepare()
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
+        grammars.matcher(LETTERS)
+
+
 def test_a_folder_without_a_tokenizer_says_so(tiny_folder: Any) -> None:
     grammars = Grammars(tiny_folder / "nothing.json", 260, EOS, Metrics("decode", "test"))
+    grammars.prepare()
     with pytest.raises(ConfigError, match=r"nothing\.json"):
         grammars.matcher(LETTERS)
 
