@@ -93,6 +93,7 @@ class FakeWorker:
         fingerprint: str = "layout-1",
         max_model_len: int = CONTEXT,
         kv_blocks: int = 100,
+        max_sequences: int = 0,
         hold_after: int | None = None,
         heartbeat_s: float = 0.05,
         tls: TlsIdentity | None = None,
@@ -117,6 +118,7 @@ class FakeWorker:
             layout_fingerprint=fingerprint,
             block_size=16,
             kv_blocks=kv_blocks,
+            max_sequences=max_sequences,
             max_model_len=max_model_len,
             metrics_address="127.0.0.1:2",
         )
