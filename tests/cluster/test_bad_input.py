@@ -78,7 +78,7 @@ EVERYWHERE: list[Callable[[Json], Bad]] = [
     wrong("presence_penalty", 3),
     wrong("frequency_penalty", -2.5),
     wrong("repetition_penalty", 0),
-    wrong("seed", -1),
+    wrong("seed", -(2**63) - 1),
     wrong("seed", 2**63),
     wrong("stop", ""),
     wrong("stop", ["x"] * 17),
@@ -88,8 +88,13 @@ EVERYWHERE: list[Callable[[Json], Bad]] = [
     wrong("logit_bias", {"notatoken": 1}),
     wrong("logit_bias", {"99999": 1}),
     wrong("logit_bias", {"5": 101}),
-    wrong("n", 2),
-    wrong("tools", [{"type": "function"}]),
+    wrong("n", 0),
+    wrong("n", 1000),
+    wrong("best_of", 2),
+    wrong("response_format", {"type": "xml"}, "response_format.type"),
+    wrong("response_format", {"type": "json_schema"}, "response_format.json_schema"),
+    wrong("guided_regex", "("),
+    wrong("guided_grammar", "start: missing"),
     wrong("no_such_field", 1),
 ]
 
@@ -103,11 +108,12 @@ COMPLETION: list[Callable[[Json], Bad]] = [
     wrong("prompt", [1, "two"], "prompt[1]"),
     wrong("prompt", [-1], "prompt[0]"),
     wrong("prompt", [260]),
-    wrong("prompt", ["one", "two"]),
+    wrong("prompt", ["one"] * 129),
     wrong("prompt", "x" * (CONTEXT + 1)),
     wrong("prompt", [1] * CONTEXT),
     wrong("logprobs", 21),
-    wrong("echo", True),
+    wrong("echo", 1),
+    wrong("tools", [{"type": "function"}]),
 ]
 
 CHAT: list[Callable[[Json], Bad]] = [
@@ -122,7 +128,9 @@ CHAT: list[Callable[[Json], Bad]] = [
     wrong("messages", [{"role": "user", "content": "x" * (CONTEXT + 1)}], "messages"),
     wrong("top_logprobs", 21),
     wrong("top_logprobs", 2),
-    wrong("response_format", {"type": "json_object"}),
+    wrong("echo", True),
+    wrong("tools", [{"type": "function"}], "tools[0].function"),
+    wrong("tool_choice", "required"),
 ]
 
 
