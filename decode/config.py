@@ -1,8 +1,8 @@
 """Settings of the decode worker."""
 
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class DecodeConfig(BaseModel):
@@ -10,7 +10,7 @@ class DecodeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    local_prefill_max_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    local_prefill_max_tokens: int | Literal["auto"] = Field(
         "auto",
         description="Prompts whose uncached rest is at most this many tokens are computed here: a transfer would cost more. auto: "
         "learned from what both ways take, beginning with one block, at most one chunk (engine.max_batch_tokens). 0 sends every "
@@ -43,3 +43,11 @@ class DecodeConfig(BaseModel):
         description="Seconds at most between two questions to a living peer whether a quarantined slot is free; the first comes "
         "after quarantine_check_s, and each unanswered one doubles the pause.",
     )
+
+    @field_validator("local_prefill_max_tokens", mode="before")
+    @classmethod
+    def _is_count_or_auto(cls, value: Any) -> Any:
+        """In one sentence; a union would complain once per member."""
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+            return value
+        raise ValueError("must be auto or a number of tokens, 0 or more")
