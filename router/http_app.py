@@ -9,10 +9,12 @@ from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp
 
 from router.http_answer import RawResponse
 from router.http_api import OpenAiFront
 from router.http_door import Door, Visit
+from router.http_shortcuts import Shortcuts, bug_response
 from router.model import ModelInfo
 from router.openai_errors import error_body
 from router.openai_requests import ChatRequest, CompletionRequest
@@ -60,6 +62,16 @@ def build_app(
     _add_operators(app, status, metrics)
     describe(app, (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest), model.name, needs_key)
     return app
+
+
+def with_shortcuts(app: FastAPI, fronts: Fronts) -> ASGIApp:
+    """`app`, with a shorter way to the endpoints that stream."""
+    endpoints = {
+        "/v1/chat/completions": fronts.openai.chat,
+        "/v1/completions": fronts.openai.completion,
+        "/v1/responses": fronts.responses.create,
+    }
+    return Shortcuts(app, endpoints)
 
 
 def _add_openai(app: FastAPI, front: OpenAiFront) -> None:
@@ -177,4 +189,4 @@ async def _on_http_error(http: HttpRequest, error: Exception) -> Response:
 
 
 async def _on_bug(http: HttpRequest, error: Exception) -> Response:
-    return RawResponse(500, error_body("the router failed; its log says why", 500, None, "internal"))
+    return bug_response()

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Callable, Iterator
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from protocol.errors import ConfigError
 from protocol.tls import TlsIdentity
@@ -32,7 +32,7 @@ class HttpServer:
         self._server: _EmbeddedServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
-    async def start(self, app: FastAPI) -> None:
+    async def start(self, app: ASGIApp) -> None:
         self._server = _EmbeddedServer(self._uvicorn_config(app))
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http-server")
         while not self._server.started:
@@ -53,7 +53,7 @@ class HttpServer:
         """Before a head is whole nobody knows whose request it is."""
         self._metrics.rejections.of(reason=reason, tenant=ANONYMOUS.tenant).inc()
 
-    def _uvicorn_config(self, app: FastAPI) -> uvicorn.Config:
+    def _uvicorn_config(self, app: ASGIApp) -> uvicorn.Config:
         config = self._config
         limits = ConnectionLimits(config.max_connections, config.max_header_bytes, config.header_timeout_s)
         options = uvicorn.Config(

@@ -17,7 +17,7 @@ from router.config import RouterConfig
 from router.dispatch import Dispatcher
 from router.grpc_api import ServalService
 from router.http_api import OpenAiFront
-from router.http_app import Fronts, build_app
+from router.http_app import Fronts, build_app, with_shortcuts
 from router.http_door import Door
 from router.http_server import HttpServer
 from router.keys import ApiKeys
@@ -161,7 +161,8 @@ class _Running:
         self._me.address = f"{config.host}:{link_port}"
         status = Status(self.members, self._dispatcher, config.name, f"{config.host}:{self._http.port}", config.tls is not None)
         started_at, needs_key = int(time.time()), config.keys_file is not None
-        await self._http.start(build_app(self._fronts, status, self._model, self._metrics, started_at, needs_key))
+        app = build_app(self._fronts, status, self._model, self._metrics, started_at, needs_key)
+        await self._http.start(with_shortcuts(app, self._fronts))
         self._janitors = [
             asyncio.create_task(self._watch(), name="router-janitor"),
             asyncio.create_task(self._keys.watch(), name="keys-watch"),
