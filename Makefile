@@ -40,10 +40,10 @@ test: .venv/.ready-dev .venv/.ready-clients
 	$(BIN)/python -m pytest $(ARGS)
 
 schemathesis: .venv/.ready-dev
-	SERVAL_SCHEMATHESIS_CASES=5000 $(BIN)/python -m pytest --timeout 3600 -s tests/cluster/test_schemathesis.py $(ARGS)
+	SERVAL_SCHEMATHESIS_CASES=5000 $(BIN)/python -m pytest -s tests/cluster/test_schemathesis.py $(ARGS)
 
 structured: .venv/.ready-dev
-	SERVAL_JSON_SCHEMAS=500 $(BIN)/python -m pytest --timeout 3600 -s tests/cluster/test_structured_output.py $(ARGS)
+	SERVAL_JSON_SCHEMAS=500 $(BIN)/python -m pytest -s tests/cluster/test_structured_output.py $(ARGS)
 
 check: .venv/.ready-dev
 	$(BIN)/ruff check .

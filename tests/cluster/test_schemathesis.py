@@ -14,9 +14,8 @@ import pytest
 from cluster_harness import ClusterSpec, RunningCluster
 from conftest import Clusters
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-
 CASES = int(os.environ.get("SERVAL_SCHEMATHESIS_CASES", "300"))
+TIMEOUT_S = 300 if CASES < 1000 else 3000
 SEED = 20
 CHECKS = (
     "not_a_server_error",
@@ -32,6 +31,8 @@ PHASES = "examples,fuzzing" if CASES < 1000 else "examples,coverage,fuzzing"
 """The coverage phase alone, each field at each of its edges, is some 3,000 requests."""
 CONTEXT = 64
 """Tokens: a generated request that asks for no limit gets a short answer."""
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2 * TIMEOUT_S)]
 
 
 @pytest.fixture
@@ -64,7 +65,14 @@ def _run(cluster: RunningCluster, folder: Path, seed: int) -> dict[str, Any]:
     command += ["--report", "json", "--report-json-path", str(report)]
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     ended = subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=840, check=False
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
     )
     assert ended.returncode == 0, (
         f"schemathesis, seed {seed}, ended with {ended.returncode}\n{ended.stdout[-12000:]}{ended.stderr[-2000:]}"

@@ -19,11 +19,11 @@ from conftest import Clusters
 
 from tests.json_schemas import Schema, json_schemas
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-
 SCHEMAS = int(os.environ.get("SERVAL_JSON_SCHEMAS", "40"))
 AT_ONCE = 8
 MAX_TOKENS = 2048
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300 + 6 * SCHEMAS)]
 
 
 @dataclass(frozen=True)
