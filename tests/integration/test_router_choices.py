@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 from openai.types import Completion
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from protocol import cluster_pb2
 from tests.integration.router_support import (
@@ -270,6 +270,30 @@ async def test_replies_are_exactly_what_the_client_s_types_say(one: Cluster) -> 
             "/v1/completions", json={"model": MODEL, "prompt": "a", "max_tokens": 4, "logprobs": 1}
         )
         assert known(Completion.model_validate(completion.json())) == {"usage.serval"}
+
+
+@pytest.mark.parametrize(("path", "kind"), [("chat/completions", ChatCompletionChunk), ("completions", Completion)])
+async def test_so_is_every_event_of_a_stream(one: Cluster, path: str, kind: Any) -> None:
+    async with one.worker(answer=positional_answer(TEXT)):
+        body: dict[str, Any] = {
+            "model": MODEL,
+            "max_tokens": 6,
+            "n": 2,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        body |= (
+            {"messages": MESSAGES, "logprobs": True, "top_logprobs": 1} if "chat" in path else {"prompt": "a", "logprobs": 1}
+        )
+        response = await one.http.post(f"/v1/{path}", json=body)
+        assert response.text.endswith("data: [DONE]\n\n")
+        # The client builds chunks without validating them: its Completion knows no chunk without a finish reason.
+        chunks = [kind.construct(**event) for event in events(response.text)]
+        assert set().union(*(known(chunk) for chunk in chunks)) == {"usage.serval"}
+        if kind is ChatCompletionChunk:
+            assert [kind.model_validate(event) for event in events(response.text)] == chunks
+        assert len({chunk.id for chunk in chunks}) == 1
+        assert [bool(chunk.usage) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
 def known(model: Any, path: str = "") -> set[str]:
