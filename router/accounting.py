@@ -40,6 +40,7 @@ class Accounting:
         self._metrics = metrics
         self._prices = {"prefill": prices.prefill, "decode": prices.decode}
         self._inter_token_latency = metrics.inter_token_latency.of()
+        self._running, self._waiting = metrics.requests_running.of(), metrics.requests_waiting.of()
         self._by_tenant: dict[str, _TenantMetrics] = {}
 
     def refused(self, error: ServalError, caller: Caller = ANONYMOUS) -> None:
@@ -55,8 +56,8 @@ class Accounting:
         self._metrics.prefix_index_entries.of().set(entries)
 
     def counts(self, running: int, waiting: int) -> None:
-        self._metrics.requests_running.of().set(running)
-        self._metrics.requests_waiting.of().set(waiting)
+        self._running.set(running)
+        self._waiting.set(waiting)
 
     def line_length(self, request: Request, change: int) -> None:
         self._metrics.queue_length.of(tenant=request.charge.tenant.name).inc(change)

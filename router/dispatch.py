@@ -112,19 +112,20 @@ class Dispatcher:
             sibling_of.siblings.append(request)
         else:
             self._line.enter(request)
-        self._settle()
+        self._line.pump()
+        self._show_counts()
         return request
 
     def abandon(self, request: Request, outcome: Outcome = Outcome.CANCELLED) -> None:
         """The client no longer waits. Does nothing to a request that has ended."""
         self._end(request, End(outcome, "the client went away"))
-        self._settle()
+        self._line.pump()
 
     def end_all(self, message: str) -> None:
         """Ends every open request as unavailable: the router stops."""
         for request in list(self._open):
             self._end(request, End(Outcome.UNAVAILABLE, message))
-        self._settle()
+        self._line.pump()
 
     def _check_draining(self) -> None:
         if self.is_draining:
@@ -162,13 +163,13 @@ class Dispatcher:
             except Exception:
                 logger.exception("request %s", request.request_id)
                 self._end(request, End(Outcome.INTERNAL, "the router failed to handle the answer"))
-        self._settle()
+        self._line.pump()
 
     def on_load(self, worker: Worker, load: cluster_pb2.LoadReport, now: float) -> None:
         """A worker's periodic report."""
         worker.take_report(load, now)
         self._line.note_room()
-        self._settle()
+        self._line.pump()
 
     def on_cache(self, worker: Worker, change: cluster_pb2.CacheChange) -> None:
         """What a prompt may find in a worker's prefix cache has changed."""
@@ -186,6 +187,7 @@ class Dispatcher:
         """True when a stop string is complete; tokens after it are dropped."""
         if request.lifecycle.state is State.SUBMITTED:
             self._streaming += 1
+            self._show_counts()
             self._attempts.leave_prefill(request)
             request.prompt_logprobs = request.prompt_logprobs or output.prompt_logprobs
         if request.lifecycle.state is not State.STREAMING:
@@ -235,7 +237,7 @@ class Dispatcher:
                 self._go_on(request)
             else:
                 self._end(request, End(Outcome.UNAVAILABLE, GONE))
-        self._settle()
+        self._line.pump()
 
     def _can_go_on(self, request: Request, outcome: Outcome) -> bool:
         """Whether another worker may help. A worker that said no is not asked again; one whose stream broke is gone, or welcome
@@ -255,6 +257,7 @@ class Dispatcher:
         request.retries += 1
         if request.lifecycle.state is State.STREAMING:
             self._streaming -= 1
+            self._show_counts()
         request.lifecycle.advance(Event.WORKER_LOST)
         if len(request.output) >= request.spec.sampling.max_tokens:  # only the word that it ended was lost
             self._end(request, End(Outcome.LENGTH))
@@ -263,7 +266,7 @@ class Dispatcher:
 
     def _on_deadline(self, request: Request) -> None:
         self._end(request, End(Outcome.DEADLINE, "the request's deadline passed"))
-        self._settle()
+        self._line.pump()
 
     def _end(self, request: Request, end: End) -> None:
         """The only way out; whatever comes later for this request finds it gone."""
@@ -294,11 +297,6 @@ class Dispatcher:
         for request in siblings:
             if not request.lifecycle.has_ended:
                 self._line.enter(request)
-
-    def _settle(self) -> None:
-        """After every event: whoever can move in the line does, and the counts are shown."""
-        self._line.pump()
-        self._show_counts()
 
     def _show_counts(self) -> None:
         self._accounting.counts(running=self._streaming, waiting=len(self._open) - self._streaming)
