@@ -69,9 +69,8 @@ class ToolCalling:
         for tool in tools:
             if tool.strict or mode == "required" or tool.name == named:
                 await grammar_of(Structure("json_schema", tool.parameters, f"{tool.place}.parameters"))
-        grammar = grammar_for(
-            self.form, tools, named or str(mode), parallel is not False, self._token_ids, _schema_of(answer, str(mode))
-        )
+        several = parallel is not False and not named  # a name asks for one call of it, as in OpenAI's API
+        grammar = grammar_for(self.form, tools, named or str(mode), several, self._token_ids, _schema_of(answer, str(mode)))
         return ToolPlan(tuple(tools), await checked(grammar, "tools") if grammar else "", self._shown, self.form)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import openai
 import pytest
 from client_tools import CLIENTS, clients_venv, run
 from cluster_harness import ClusterSpec, RunningCluster
@@ -13,8 +14,11 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from pydantic import BaseModel, ConfigDict, Field
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture
@@ -27,6 +31,110 @@ def smol(clusters: Clusters, embedded_spec: ClusterSpec) -> RunningCluster:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where clients keep what they cache."""
     return tmp_path_factory.mktemp("clients-home")
+
+
+class Capital(BaseModel):
+    """What the structured answers are read into."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    capital: str = Field(max_length=20)
+
+
+NOTE: Any = {
+    "type": "function",
+    "function": {
+        "name": "note",
+        "description": "Notes a capital.",
+        "parameters": Capital.model_json_schema(),
+        "strict": True,
+    },
+}
+NAMED: Any = {"type": "function", "function": {"name": "note"}}
+
+
+class TestOpenAi:
+    """The `openai` package, sync and async; tests/cluster/test_clients.py has its plain answers."""
+
+    @pytest.fixture
+    def ask(self, clusters: Clusters, embedded_spec: ClusterSpec) -> dict[str, Any]:
+        self.cluster = clusters.get(embedded_spec)
+        return {"model": self.cluster.model, "messages": QUESTION, "temperature": 0, "max_tokens": 64}
+
+    def _api(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.cluster.url}/v1", api_key="none", max_retries=0, timeout=120)
+
+    def _async_api(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.cluster.url}/v1", api_key="none", max_retries=0, timeout=120)
+
+    def test_reads_structured_output_into_a_class(self, ask: dict[str, Any]) -> None:
+        with self._api() as api:
+            parsed = api.chat.completions.parse(**ask, response_format=Capital).choices[0]
+        assert isinstance(parsed.message.parsed, Capital)
+        assert parsed.finish_reason == "stop"
+
+    def test_calls_the_tool_that_it_must(self, ask: dict[str, Any]) -> None:
+        with self._api() as api:
+            (choice,) = api.chat.completions.create(**ask, tools=[NOTE], tool_choice=NAMED).choices
+            (call,) = choice.message.tool_calls or []
+            assert call.function.name == "note"
+            Capital.model_validate_json(call.function.arguments)
+            messages = [*ask["messages"], choice.message, {"role": "tool", "tool_call_id": call.id, "content": "noted"}]
+            after = api.chat.completions.create(**{**ask, "messages": messages}, tools=[NOTE], tool_choice="none")
+        assert after.choices[0].message.content
+        assert not after.choices[0].message.tool_calls
+
+    async def test_streams_tool_calls(self, ask: dict[str, Any]) -> None:
+        async with self._async_api() as api:
+            asked: dict[str, Any] = {**ask, "tools": [NOTE], "tool_choice": "required", "parallel_tool_calls": False}
+            whole = await api.chat.completions.create(**asked)
+            stream = await api.chat.completions.create(**asked, stream=True)
+            names, arguments, finish_reason = [], "", None
+            async for chunk in stream:
+                for choice in chunk.choices:
+                    finish_reason = choice.finish_reason or finish_reason
+                    for piece in choice.delta.tool_calls or []:
+                        assert piece.function is not None
+                        names += [piece.function.name] if piece.function.name else []
+                        arguments += piece.function.arguments or ""
+        assert names == ["note"]
+        assert finish_reason == "tool_calls"
+        assert whole.choices[0].message.tool_calls is not None
+        assert arguments == whole.choices[0].message.tool_calls[0].function.arguments
+
+    def test_responses(self, ask: dict[str, Any]) -> None:
+        asked = {"model": ask["model"], "input": QUESTION[0]["content"], "temperature": 0, "max_output_tokens": 32}
+        with self._api() as api:
+            whole = api.responses.create(**asked)
+            with api.responses.stream(**asked) as stream:
+                text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+                final = stream.get_final_response()
+        assert whole.status == "completed"
+        assert "Paris" in whole.output_text
+        assert text == final.output_text == whole.output_text
+        assert whole.usage is not None and whole.usage.output_tokens > 0
+
+    async def test_responses_parse(self, ask: dict[str, Any]) -> None:
+        async with self._async_api() as api:
+            answer = await api.responses.parse(
+                model=ask["model"], input=QUESTION[0]["content"], temperature=0, max_output_tokens=64, text_format=Capital
+            )
+        assert isinstance(answer.output_parsed, Capital)
+
+    def test_n_stop_and_logprobs(self, ask: dict[str, Any]) -> None:
+        with self._api() as api:
+            plain = api.chat.completions.create(**ask).choices[0].message.content or ""
+            cut = api.chat.completions.create(**ask, stop=" Par").choices[0]
+            asked = {**ask, "temperature": 1, "max_tokens": 6}
+            several = api.chat.completions.create(**asked, n=3, seed=5, logprobs=True, top_logprobs=2).choices
+        assert " Paris" in plain
+        assert cut.message.content == plain.partition(" Par")[0]
+        assert cut.finish_reason == "stop"
+        assert [choice.index for choice in several] == [0, 1, 2]
+        assert len({choice.message.content for choice in several}) > 1
+        for choice in several:
+            assert choice.logprobs is not None and choice.logprobs.content
+            assert all(len(token.top_logprobs) == 2 for token in choice.logprobs.content)
 
 
 class TestLiteLlm:
