@@ -1,25 +1,25 @@
 """Adaptive coalescing: who writes to its client next, and how many do before workers are read again.
 
-Writing an event costs a multiple of reading a token. So in one round of the event loop only some writers go on; the others wait in
-line, and what comes for them meanwhile goes out in the same event. On a loop that keeps up the line is empty and every token goes
-out at once; there is no timer anywhere.
+Writing an event costs ten times what reading a token does. So in one round of the event loop only some writers go on; the others
+wait in line, and what comes for them meanwhile goes out in the same event. On a loop that keeps up the line is gone within a few
+rounds and every token goes out at once; there is no timer anywhere.
 """
 
 import asyncio
 from collections import deque
 
-WRITERS_PER_ROUND = 4
-"""Few enough that reading what workers have sent is not held up for a millisecond."""
+FEWEST_PER_ROUND = 2
+ROUNDS = 16
+"""Of a long line, so many rounds serve about all: nobody waits longer for others, however many there are."""
 
 
 class Turns:
     """The line of all writers of one event loop. A writer with its first news goes before those that have begun."""
 
-    def __init__(self, writers_per_round: int = WRITERS_PER_ROUND) -> None:
-        self._writers_per_round = writers_per_round
-        self._left = writers_per_round
+    def __init__(self) -> None:
+        self._left = FEWEST_PER_ROUND
         self._first: deque[News] = deque()
-        self._waiting: deque[News] = deque()
+        self._begun: deque[News] = deque()
         self._has_next_round = False
 
     def ask(self, news: "News") -> None:
@@ -28,17 +28,18 @@ class Turns:
             self._left -= 1
             news.wake()
         else:
-            (self._first if news.is_first else self._waiting).append(news)
+            (self._first if news.is_first else self._begun).append(news)
         if not self._has_next_round:
             self._has_next_round = True
             asyncio.get_running_loop().call_soon(self._next_round)
 
     def _next_round(self) -> None:
-        woken = 0
-        while woken < self._writers_per_round and (line := self._first or self._waiting):
-            line.popleft().wake()
-            woken += 1
-        self._left = self._writers_per_round - woken
+        in_line = len(self._first) + len(self._begun)
+        allowed = max(FEWEST_PER_ROUND, in_line // ROUNDS)
+        woken = min(allowed, in_line)
+        for _ in range(woken):
+            (self._first or self._begun).popleft().wake()
+        self._left = allowed - woken
         self._has_next_round = woken > 0
         if woken:
             asyncio.get_running_loop().call_soon(self._next_round)
