@@ -48,7 +48,7 @@ Content = str | list[Annotated[ContentPart | RefusalPart, Field(discriminator="t
 
 
 class MessageItem(Item):
-    type: Literal["message"] = "message"
+    type: Literal["message"] | None = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
     id: str | None = None
