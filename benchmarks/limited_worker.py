@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,53 +44,44 @@ class Answer:
     left: int
 
 
-class LimitedWorker:
-    """One worker's stream and what stands for its engine."""
+class LimitedEngine:
+    """What stands for a worker's engine. `say` gets each step's outputs."""
 
-    def __init__(self, number: int, model: str, limits: Limits) -> None:
+    def __init__(self, limits: Limits, say: Callable[[list[cluster_pb2.RequestOutput]], None]) -> None:
         self._limits = limits
+        self._say = say
         self._line: deque[Answer] = deque()
         self._running: list[Answer] = []
         self._computing: Answer | None = None
         self._steps = 0
         self._busy_s: dict[int, float] = {}
         self._news = asyncio.Event()
-        self._outbox: asyncio.Queue[cluster_pb2.FromWorker] = asyncio.Queue()
-        self.joined = asyncio.Event()
-        hello = cluster_pb2.Hello(
-            role=cluster_pb2.ROLE_DECODE,
-            peer=cluster_pb2.Peer(name=f"decode-{number}", incarnation=secrets.randbits(63) | 1, address="127.0.0.1:1"),
-            model=model,
-            layout_fingerprint="none",
-            block_size=BLOCK_TOKENS,
-            kv_blocks=KV_BLOCKS,
-            max_sequences=limits.sequences,
+
+    async def run(self) -> None:
+        await asyncio.gather(self._compute(), self._step())
+
+    def obey(self, order: cluster_pb2.FromRouter) -> None:
+        """Takes a Submit or a Cancel."""
+        if order.HasField("submit"):
+            submit = order.submit
+            left = submit.sampling.max_tokens - submit.output_tokens
+            self._line.append(Answer(submit.request, len(submit.prompt), submit.prompt[0], left))
+            self._news.set()
+        elif order.HasField("cancel"):
+            self._forget(order.cancel.request)
+
+    @property
+    def load(self) -> cluster_pb2.LoadReport:
+        waiting = [*self._line, *([self._computing] if self._computing else [])]
+        return cluster_pb2.LoadReport(
+            running=len(self._running),
+            waiting=len(waiting),
+            steps=self._steps,
+            kv_blocks_total=KV_BLOCKS,
+            queued_tokens=sum(answer.prompt_tokens for answer in waiting),
+            prefill_tokens_per_s=self._limits.prefill_tokens_per_s,
+            step_s=self._limits.step_s,
         )
-        self._outbox.put_nowait(cluster_pb2.FromWorker(hello=hello))
-
-    async def run(self, channel: grpc.aio.Channel) -> None:
-        """Until the router ends the stream, which raises."""
-        stub: Any = cluster_pb2_grpc.RouterLinkStub(channel)
-        call = stub.Connect()
-        await asyncio.gather(self._write(call), self._read(call), self._beat(), self._compute(), self._step())
-
-    async def _write(self, call: Any) -> None:
-        while True:
-            await call.write(await self._outbox.get())
-
-    async def _read(self, call: Any) -> None:
-        while (order := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-            kind = order.WhichOneof("kind")
-            if kind == "welcome":
-                self.joined.set()
-            elif kind == "submit":
-                submit = order.submit
-                left = submit.sampling.max_tokens - submit.output_tokens
-                self._line.append(Answer(submit.request, len(submit.prompt), submit.prompt[0], left))
-                self._news.set()
-            else:
-                self._forget(order.cancel.request)
-        raise ConnectionError("the router ended the stream")
 
     def _forget(self, request: int) -> None:
         self._line = deque(answer for answer in self._line if answer.request != request)
@@ -97,21 +89,6 @@ class LimitedWorker:
         if self._computing is not None and self._computing.request == request:
             self._computing.left = 0
         self._say([cluster_pb2.RequestOutput(request=request, ended=self._ended(request, "cancelled"))])
-
-    async def _beat(self) -> None:
-        while True:
-            waiting = [*self._line, *([self._computing] if self._computing else [])]
-            load = cluster_pb2.LoadReport(
-                running=len(self._running),
-                waiting=len(waiting),
-                steps=self._steps,
-                kv_blocks_total=KV_BLOCKS,
-                queued_tokens=sum(answer.prompt_tokens for answer in waiting),
-                prefill_tokens_per_s=self._limits.prefill_tokens_per_s,
-                step_s=self._limits.step_s,
-            )
-            self._outbox.put_nowait(cluster_pb2.FromWorker(load=load))
-            await asyncio.sleep(HEARTBEAT_S)
 
     async def _compute(self) -> None:
         """Prompts, one after the other, while a sequence is free for the answer."""
@@ -124,8 +101,8 @@ class LimitedWorker:
             seconds = answer.prompt_tokens / self._limits.prefill_tokens_per_s
             await asyncio.sleep(seconds)
             self._computing = None
-            self._busy_s[answer.request] = seconds
             if answer.left:  # else it was cancelled
+                self._busy_s[answer.request] = seconds
                 self._give([answer])
                 self._running += [answer] if answer.left else []
 
@@ -151,8 +128,53 @@ class LimitedWorker:
         timings = cluster_pb2.Timings(prefill_s=busy_s, prefill_busy_s=busy_s, prefilled_locally=True)
         return cluster_pb2.Ended(outcome=outcome, timings=timings)
 
+
+class LimitedWorker:
+    """One worker's stream, with such an engine behind it."""
+
+    def __init__(self, number: int, model: str, limits: Limits) -> None:
+        self._engine = LimitedEngine(limits, self._say)
+        self._outbox: asyncio.Queue[cluster_pb2.FromWorker] = asyncio.Queue()
+        self.joined = asyncio.Event()
+        self._outbox.put_nowait(cluster_pb2.FromWorker(hello=hello_of(number, model, limits)))
+
+    async def run(self, channel: grpc.aio.Channel) -> None:
+        """Until the router ends the stream, which raises."""
+        stub: Any = cluster_pb2_grpc.RouterLinkStub(channel)
+        call = stub.Connect()
+        await asyncio.gather(self._write(call), self._read(call), self._beat(), self._engine.run())
+
+    async def _write(self, call: Any) -> None:
+        while True:
+            await call.write(await self._outbox.get())
+
+    async def _read(self, call: Any) -> None:
+        while (order := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            if order.HasField("welcome"):
+                self.joined.set()
+            self._engine.obey(order)
+        raise ConnectionError("the router ended the stream")
+
+    async def _beat(self) -> None:
+        while True:
+            self._outbox.put_nowait(cluster_pb2.FromWorker(load=self._engine.load))
+            await asyncio.sleep(HEARTBEAT_S)
+
     def _say(self, outputs: list[cluster_pb2.RequestOutput]) -> None:
         self._outbox.put_nowait(cluster_pb2.FromWorker(step=cluster_pb2.StepOutput(outputs=outputs)))
+
+
+def hello_of(number: int, model: str, limits: Limits) -> cluster_pb2.Hello:
+    """How such a worker introduces itself."""
+    return cluster_pb2.Hello(
+        role=cluster_pb2.ROLE_DECODE,
+        peer=cluster_pb2.Peer(name=f"decode-{number}", incarnation=secrets.randbits(63) | 1, address="127.0.0.1:1"),
+        model=model,
+        layout_fingerprint="none",
+        block_size=BLOCK_TOKENS,
+        kv_blocks=KV_BLOCKS,
+        max_sequences=limits.sequences,
+    )
 
 
 async def main() -> None:

@@ -85,7 +85,7 @@ class World:
     def report(self, worker: Worker, **load: Any) -> None:
         self.dispatcher.on_load(worker, cluster_pb2.LoadReport(**load), asyncio.get_running_loop().time())
 
-    def say(self, task: Task, tokens: int, outcome: str | None, **timings: float) -> None:
+    def say(self, task: Task, tokens: int, outcome: str | None, **timings: Any) -> None:
         tokens = min(tokens, task.left)
         ids = [token_at(task.position + index) for index in range(tokens)]
         task.position, task.left = task.position + tokens, task.left - tokens
