@@ -28,7 +28,7 @@ class KVPool:
         self.dtype = dtype
         # Zeroed, so that every page is touched at start and none fails or stalls under load.
         self.data = torch.zeros(num_layers, num_blocks, block_size, entry_width, dtype=dtype, device=device)
-        self.layer_tokens = [layer.view(num_blocks * block_size, entry_width) for layer in self.data]
+        self.layer_tokens: list[torch.Tensor] = [layer.view(num_blocks * block_size, entry_width) for layer in self.data]
         """Per layer, the pool as [slots, entry_width]; slot = block * block_size + position within the block."""
 
     @property
