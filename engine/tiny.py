@@ -4,14 +4,14 @@ Any byte is one token, so every text round-trips. transformers' AutoTokenizer an
 The weights are drawn wide (peaked attention, logits apart by far more than float32 noise): a wrong KV entry changes the answer.
 """
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from engine.tiny_tokenizer import ByteTokenizer, write_json
 
 END_OF_TEXT, IM_START, IM_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, PAD)
@@ -24,6 +24,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+TOKENIZER = ByteTokenizer(before=(), after=SPECIAL_TOKENS, bos=IM_START, eos=IM_END, pad=PAD, chat_template=CHAT_TEMPLATE)
 
 
 def write_tiny_llama(
@@ -69,8 +72,8 @@ def write_tiny_llama(
         "eos_token_id": EOS_TOKEN_ID,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "generation_config.json", {"bos_token_id": BOS_TOKEN_ID, "eos_token_id": [EOS_TOKEN_ID, 256]})
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", {"bos_token_id": BOS_TOKEN_ID, "eos_token_id": [EOS_TOKEN_ID, 256]})
     generator = torch.Generator().manual_seed(seed)
 
     def draw(rows: int, columns: int, gain: float) -> torch.Tensor:
@@ -85,7 +88,7 @@ def write_tiny_llama(
     if not tie_word_embeddings:
         tensors["lm_head.weight"] = draw(vocab_size, hidden_size, 3.0)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_tokenizer(folder)
+    TOKENIZER.write(folder)
     return folder
 
 
@@ -105,42 +108,3 @@ def _layer(
         "mlp.up_proj.weight": draw(intermediate, hidden, 1.0),
         "mlp.down_proj.weight": draw(hidden, intermediate, 1.0),
     }
-
-
-def _write_tokenizer(folder: Path) -> None:
-    alphabet = _byte_characters()
-    vocabulary = {character: byte for byte, character in enumerate(alphabet)}
-    vocabulary |= {token: 256 + index for index, token in enumerate(SPECIAL_TOKENS)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\p{N}"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": IM_START,
-            "eos_token": IM_END,
-            "pad_token": PAD,
-            "clean_up_tokenization_spaces": False,
-            "chat_template": CHAT_TEMPLATE,
-        },
-    )
-
-
-def _byte_characters() -> list[str]:
-    """GPT-2's printable stand-in of each byte, in byte order (the convention of byte-level tokenizers)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    stand_in = {byte: chr(byte) for byte in printable} | {byte: chr(256 + index) for index, byte in enumerate(others)}
-    return [stand_in[byte] for byte in range(256)]
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -61,9 +61,9 @@ def required(raw: dict[str, Any], name: str) -> int:
     return value
 
 
-def checkpoint_dtype(raw: dict[str, Any]) -> str:
-    """The number format that config.json names."""
-    return str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
+def checkpoint_dtype(raw: dict[str, Any], default: str = "float32") -> str:
+    """The number format that config.json names; `default` where it names none."""
+    return str(raw.get("dtype") or raw.get("torch_dtype") or default)
 
 
 def refuse_unsupported(raw: dict[str, Any]) -> None:

@@ -1,17 +1,21 @@
 """Which model a Hugging Face folder holds: dispatch by `architectures`, the one thing that every checkpoint says."""
 
 import logging
+from collections.abc import Callable
 from ctypes import CDLL
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from engine.config import EngineConfig
-from engine.models import llama_config
+from engine.models import llama_config, longcat_config
 from engine.models.base import Model
 from engine.models.config import ModelConfig, read_json
 from engine.models.llama import LlamaModel
 from engine.models.llama_config import LlamaConfig, read_llama_config
+from engine.models.longcat_config import LongcatConfig, read_longcat_config
+from engine.models.longcat_flash import LongcatModel
 from engine.models.weights import TensorSource
 from engine.native.decoder import why_not
 from engine.native.library import load_library
@@ -19,7 +23,10 @@ from protocol.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-READERS = dict.fromkeys(llama_config.ARCHITECTURES, read_llama_config)
+READERS: dict[str, Callable[[Path, dict[str, Any], str], ModelConfig]] = {
+    **dict.fromkeys(llama_config.ARCHITECTURES, read_llama_config),
+    **dict.fromkeys(longcat_config.ARCHITECTURES, read_longcat_config),
+}
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -45,6 +52,8 @@ def build_model(
         case LlamaConfig():
             kernels = _native_kernels(config, shape, dtype, device)
             return LlamaModel(shape, source, dtype=dtype, device=device, max_model_len=max_model_len, kernels=kernels)
+        case LongcatConfig():
+            return LongcatModel(shape, source, dtype=dtype, device=device, max_model_len=max_model_len)
         case _:
             raise AssertionError(f"no model for {type(shape).__name__}")
 

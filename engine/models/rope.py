@@ -30,22 +30,23 @@ class Rope:
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.int64).float() / self.head_dim
         plain = 1.0 / (self.theta**exponents)
         if self.rule == "linear":
-            return plain / self._number("factor"), 1.0
+            return plain / self.number("factor"), 1.0
         if self.rule == "llama3":
             return self._llama3(plain), 1.0
         if self.rule == "yarn":
             return self._yarn(exponents)
         return plain, 1.0
 
-    def _number(self, name: str, default: float | None = None) -> float:
+    def number(self, name: str, default: float | None = None) -> float:
+        """The rule's parameter `name`. Raises ConfigError where it is no number."""
         value = self.parameters.get(name, default)
         if not isinstance(value, int | float):
             raise ConfigError(f"model: rope scaling {self.rule} needs a number for {name}, not {value!r}")
         return value
 
     def _llama3(self, plain: torch.Tensor) -> torch.Tensor:
-        factor, low, high = (self._number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
-        original = self._number("original_max_position_embeddings")
+        factor, low, high = (self.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+        original = self.number("original_max_position_embeddings")
         wavelengths = 2 * math.pi / plain
         smooth = (original / wavelengths - low) / (high - low)
         blended = (1 - smooth) * plain / factor + smooth * plain
@@ -54,11 +55,11 @@ class Rope:
         return torch.where(between, blended, scaled)
 
     def _yarn(self, exponents: torch.Tensor) -> tuple[torch.Tensor, float]:
-        original = self._number("original_max_position_embeddings", self.max_position_embeddings)
-        factor = self._number("factor", self.max_position_embeddings / original)
+        original = self.number("original_max_position_embeddings", self.max_position_embeddings)
+        factor = self.number("factor", self.max_position_embeddings / original)
         low, high = (
             self.head_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(self.theta))
-            for rotations in (self._number("beta_fast", 32), self._number("beta_slow", 1))
+            for rotations in (self.number("beta_fast", 32), self.number("beta_slow", 1))
         )
         if self.parameters.get("truncate", True):
             low, high = math.floor(low), math.ceil(high)

@@ -31,6 +31,10 @@ class WeightReader:
         """`dtype`: another than the model's."""
         return self.source.read(name, shape).to(device=self.device, dtype=dtype or self.dtype)
 
+    def empty(self, *shape: int) -> torch.Tensor:
+        """Memory to read several tensors into."""
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
     def joined(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int) -> torch.Tensor:
         """Matrices with the same inputs, [sum of rows, columns]: their products are computed as one."""
         return torch.cat([self.tensor(name, count, columns) for name, count in zip(names, rows, strict=True)])

@@ -1,0 +1,79 @@
+"""A model without its weights: what it would read, and how much that is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from engine.config import EngineConfig
+from engine.models.config import ModelConfig
+from engine.models.longcat_config import LongcatConfig
+from engine.models.registry import build_model
+
+INPUT_EMBEDDING = "model.embed_tokens.weight"
+EXPERTS = ".mlp.experts."
+"""In the names of the tensors of which a token uses some experts' only."""
+
+
+class Blueprint:
+    """A TensorSource that holds whatever it is asked for, on the meta device, and notes it."""
+
+    def __init__(self) -> None:
+        self.expected: set[str] = set()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        """No tensor that a checkpoint may hold or not."""
+        return False
+
+    def expect(self, names: set[str], ignorable: Callable[[str], bool]) -> None:
+        self.expected = set(names)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        self.shapes[name] = shape
+        return torch.empty(shape, device="meta")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts. A token activates what is multiplied for it: not the table in which its embedding is looked up, and of the experts
+    those that its router chooses, zero experts being free. The head for drafting is counted nowhere."""
+
+    total: int
+    experts: int
+    """Of the total, those of experts that a router chooses among."""
+    activated_min: int
+    activated_mean: int
+    """If the router treats all experts alike."""
+    activated_max: int
+
+    def per_worker(self, expert_split: int) -> int:
+        """Parameters that one of `expert_split` workers holds, if they share the experts and each has all the rest."""
+        return self.total - self.experts + -(-self.experts // expert_split)
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the model reads, found by building it on the meta device. A head that may be tied is."""
+    blueprint = Blueprint()
+    meta = torch.device("meta")
+    build_model(config, blueprint, EngineConfig(), dtype=torch.bfloat16, device=meta, max_model_len=1)
+    assert set(blueprint.shapes) == blueprint.expected, "a model must read what it expects"
+    return blueprint.shapes
+
+
+def count_parameters(config: ModelConfig) -> Parameters:
+    """From the shapes that config.json implies."""
+    shapes = tensor_shapes(config)
+    total = sum(map(prod, shapes.values()))
+    experts = sum(prod(shape) for name, shape in shapes.items() if EXPERTS in name)
+    always = total - experts
+    if "lm_head.weight" in shapes:  # else the table is the head too
+        always -= prod(shapes[INPUT_EMBEDDING])
+    if not isinstance(config, LongcatConfig):
+        return Parameters(total, experts, always, always, always)
+    one_expert_per_layer = experts // config.n_routed_experts
+    fewest = max(0, config.moe_topk - config.zero_expert_num)
+    most = min(config.moe_topk, config.n_routed_experts)
+    counts = (round(always + one_expert_per_layer * chosen) for chosen in (fewest, config.mean_real_experts, most))
+    return Parameters(total, experts, *counts)

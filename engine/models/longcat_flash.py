@@ -1,0 +1,96 @@
+"""LongCat-Flash: two latent attentions and two dense MLPs per layer, and a mixture of experts on a shortcut around the second half.
+
+Sources: arXiv 2509.01322 and the released checkpoints' own code; compared with transformers' LongcatFlashForCausalLM in tests.
+"""
+
+import torch
+from torch.nn.functional import embedding
+
+from engine.attention.base import AttentionBackend
+from engine.attention.mla import LatentShape, MlaAttention
+from engine.batch import Batch
+from engine.kv_pool import KVPool
+from engine.models.base import OnHidden, OnLayer, finish_forward
+from engine.models.longcat_config import LongcatConfig
+from engine.models.longcat_weights import LongcatReader
+from engine.models.mla import Mla
+from engine.models.rope import RopeTable
+from engine.models.weights import TensorSource, WeightReader
+
+
+class LongcatModel:
+    """A Model (engine/models/base.py). Layer L's attentions are KV layers 2L and 2L + 1."""
+
+    def __init__(
+        self,
+        config: LongcatConfig,
+        source: TensorSource,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_model_len: int,
+    ) -> None:
+        self.config = config
+        self.device = device
+        reader = LongcatReader(config, WeightReader(source, dtype, device))
+        self._rope = RopeTable(config.rope, max_model_len, dtype, device)
+        self._embedding = reader.embedding()
+        self._layers = [reader.layer(index) for index in range(config.num_layers)]
+        self._norm, self._head = reader.head()
+
+    def attention_over(self, pool: KVPool) -> MlaAttention:
+        config = self.config
+        shape = LatentShape(
+            heads=config.num_heads,
+            nope=config.qk_nope_head_dim,
+            rope=config.qk_rope_head_dim,
+            latent=config.kv_lora_rank,
+            value=config.v_head_dim,
+            scale=config.softmax_scale,
+        )
+        return MlaAttention(pool, shape, [attention.projections for layer in self._layers for attention in layer.attentions])
+
+    def forward(
+        self,
+        batch: Batch,
+        pool: KVPool,
+        attention: AttentionBackend,
+        on_layer: OnLayer | None = None,
+        on_hidden: OnHidden | None = None,
+    ) -> torch.Tensor | None:
+        x = embedding(batch.token_ids, self._embedding)
+        cores = _AttentionCores(batch, pool, attention, on_layer, self._rope)
+        for index, layer in enumerate(self._layers):
+            x = cores.run(2 * index, layer.attentions[0], layer.input_norms[0](x)).add_(x)
+            branched = layer.post_attention_norms[0](x)
+            shortcut = layer.experts(branched)
+            x = layer.mlps[0](branched).add_(x)
+            x = cores.run(2 * index + 1, layer.attentions[1], layer.input_norms[1](x)).add_(x)
+            x = layer.mlps[1](layer.post_attention_norms[1](x)).add_(x).add_(shortcut)
+        return finish_forward(self, batch, x, on_hidden)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._head(self._norm(hidden))
+
+
+class _AttentionCores:
+    """What the attentions of one forward share."""
+
+    def __init__(
+        self, batch: Batch, pool: KVPool, attention: AttentionBackend, on_layer: OnLayer | None, rope: RopeTable
+    ) -> None:
+        self._batch = batch
+        self._pool = pool
+        self._attention = attention
+        self._on_layer = on_layer
+        self._rope = rope
+        self._turn = rope.at(batch.positions)
+        self._plan = attention.plan(batch)
+
+    def run(self, kv_layer: int, attention: Mla, x: torch.Tensor) -> torch.Tensor:
+        """What attention gives back to the residual stream; its KV is in the pool, and told of, before its core computes."""
+        query, entries = attention.project(x, self._rope, *self._turn)
+        self._pool.write(kv_layer, self._batch.slots, entries)
+        if self._on_layer is not None:
+            self._on_layer(kv_layer, self._batch)
+        return attention.output(self._attention.attend(kv_layer, query, self._plan))

@@ -1,0 +1,113 @@
+"""A LongCat-Flash checkpoint's tensors as the model computes with them, layer by layer."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from engine.attention.mla import LatentProjections
+from engine.linear import Linear, can_pack
+from engine.models.longcat_config import LongcatConfig
+from engine.models.longcat_names import HALVES, MTP_PREFIX, mtp_tensor_names, tensor_names
+from engine.models.mla import Mla, MlaParts, halves_from_pairs
+from engine.models.mlp import SwiGlu
+from engine.models.moe import ExpertWeights, MixtureOfExperts, RouterWeights
+from engine.models.norm import RmsNorm
+from engine.models.weights import WeightReader
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LongcatLayer:
+    """One layer's parts; of each pair, the first is before the shortcut's branch and the second after it."""
+
+    attentions: list[Mla]
+    mlps: list[SwiGlu]
+    input_norms: list[RmsNorm]
+    post_attention_norms: list[RmsNorm]
+    experts: MixtureOfExperts
+
+
+class LongcatReader:
+    """Checks the tensors' names at once and reads each once. Needs memory for little more than the model."""
+
+    def __init__(self, config: LongcatConfig, weights: WeightReader) -> None:
+        """Raises ConfigError when tensors lack or are not expected; those of the MTP head may be there or not."""
+        self._config = config
+        self._weights = weights
+        self._packed = can_pack(weights.dtype, weights.device)
+        unused = set(mtp_tensor_names())
+        weights.source.expect(set(tensor_names(config)), unused.__contains__)
+        if any(name in weights.source for name in unused):
+            log.info("the checkpoint's MTP head (%s*) is left out: nothing here drafts with it yet", MTP_PREFIX)
+
+    def embedding(self) -> torch.Tensor:
+        return self._weights.tensor("model.embed_tokens.weight", self._config.vocab_size, self._config.hidden_size)
+
+    def head(self) -> tuple[RmsNorm, Linear]:
+        """The final norm and the product that makes logits."""
+        weight = self._weights.tensor("lm_head.weight", self._config.vocab_size, self._config.hidden_size)
+        return self._norm("model.norm"), Linear(weight, packed=self._packed)
+
+    def layer(self, index: int) -> LongcatLayer:
+        prefix = f"model.layers.{index}"
+        return LongcatLayer(
+            attentions=[self._attention(f"{prefix}.self_attn.{half}") for half in HALVES],
+            mlps=[self._mlp(f"{prefix}.mlps.{half}") for half in HALVES],
+            input_norms=[self._norm(f"{prefix}.input_layernorm.{half}") for half in HALVES],
+            post_attention_norms=[self._norm(f"{prefix}.post_attention_layernorm.{half}") for half in HALVES],
+            experts=self._experts(f"{prefix}.mlp"),
+        )
+
+    def _norm(self, name: str, width: int | None = None, scale: float = 1.0) -> RmsNorm:
+        """With `scale` in its weight."""
+        weight = self._weights.tensor(f"{name}.weight", width or self._config.hidden_size, dtype=torch.float32)
+        return RmsNorm((weight * scale).to(self._weights.dtype), self._config.rms_norm_eps)
+
+    def _linear(self, weight: torch.Tensor) -> Linear:
+        return Linear(weight, packed=self._packed)
+
+    def _mlp(self, name: str) -> SwiGlu:
+        hidden, inner = self._config.hidden_size, self._config.ffn_hidden_size
+        gate_up = self._weights.joined((f"{name}.gate_proj.weight", f"{name}.up_proj.weight"), (inner, inner), hidden)
+        return SwiGlu(self._linear(gate_up), self._linear(self._weights.tensor(f"{name}.down_proj.weight", hidden, inner)))
+
+    def _attention(self, name: str) -> Mla:
+        config, read = self._config, self._weights.tensor
+        heads, hidden, rotated = config.num_heads, config.hidden_size, config.qk_rope_head_dim
+        nope, latent, query_rank = config.qk_nope_head_dim, config.kv_lora_rank, config.q_lora_rank
+        key_down = read(f"{name}.kv_a_proj_with_mqa.weight", config.entry_width, hidden)
+        key_down = halves_from_pairs(key_down.unsqueeze(0), rotated).squeeze(0)
+        query_up = read(f"{name}.q_b_proj.weight", heads * (nope + rotated), query_rank)
+        query_up = halves_from_pairs(query_up.view(heads, nope + rotated, query_rank), rotated).flatten(0, 1)
+        key_value_up = read(f"{name}.kv_b_proj.weight", heads * (nope + config.v_head_dim), latent)
+        key_up, value_up = key_value_up.view(heads, -1, latent).split_with_sizes((nope, config.v_head_dim), dim=1)
+        parts = MlaParts(
+            down=self._linear(torch.cat((read(f"{name}.q_a_proj.weight", query_rank, hidden), key_down))),
+            query_norm=self._norm(f"{name}.q_a_layernorm", query_rank, config.query_scale),
+            query_up=self._linear(query_up),
+            latent_norm=self._norm(f"{name}.kv_a_layernorm", latent, config.latent_scale),
+            output=self._linear(read(f"{name}.o_proj.weight", hidden, heads * config.v_head_dim)),
+            projections=LatentProjections(key_up.contiguous(), value_up.transpose(1, 2).contiguous()),
+        )
+        return Mla(parts, query_rank=query_rank, latent=latent, nope=nope)
+
+    def _experts(self, name: str) -> MixtureOfExperts:
+        config, read = self._config, self._weights.tensor
+        count, hidden, inner = config.n_routed_experts, config.hidden_size, config.expert_ffn_hidden_size
+        everyone = count + config.zero_expert_num
+        router = RouterWeights(
+            classifier=read(f"{name}.router.classifier.weight", everyone, hidden, dtype=torch.float32),
+            correction_bias=read(f"{name}.router.e_score_correction_bias", everyone, dtype=torch.float32),
+            topk=config.moe_topk,
+            scaling_factor=config.routed_scaling_factor,
+        )
+        gate_up = self._weights.empty(count, 2 * inner, hidden)
+        down = self._weights.empty(count, hidden, inner)
+        for expert in range(count):
+            prefix = f"{name}.experts.{expert}"
+            gate_up[expert, :inner] = read(f"{prefix}.gate_proj.weight", inner, hidden)
+            gate_up[expert, inner:] = read(f"{prefix}.up_proj.weight", inner, hidden)
+            down[expert] = read(f"{prefix}.down_proj.weight", hidden, inner)
+        return MixtureOfExperts(router, ExpertWeights(gate_up, down))

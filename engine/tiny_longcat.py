@@ -1,0 +1,153 @@
+"""A deterministic tiny LongCat-Flash for tests: a folder in the released form, weights drawn from a seed, a few MB.
+
+As released: tensor names, several safetensors files with an index, config.json without model_type, the MTP head's tensors, the chat
+and tool format, end of text as token 2. The weights are drawn wide: a wrong KV entry or a wrong expert changes the answer.
+"""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from engine.models.blueprint import tensor_shapes
+from engine.models.longcat_names import MTP_PREFIX, mtp_tensor_names
+from engine.models.registry import read_model_config
+from engine.tiny_tokenizer import ByteTokenizer, write_json
+
+FILES = 3
+"""Into which the tensors are spread."""
+
+CHAT_TEMPLATE = """\
+{%- if tools -%}
+{{- '## Tools\\nYou can call these functions:\\n' -}}
+{%- for tool in tools -%}{{- tool['function'] | tojson + '\\n' -}}{%- endfor -%}
+{{- 'A call is\\n<longcat_tool_call>\\n{"name": name, "arguments": {...}}\\n</longcat_tool_call>\\n'
+    + 'and several are written one after another.\\n\\n## Messages\\n' -}}
+{%- endif -%}
+{%- set state = namespace(round=0) -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}{{- 'SYSTEM:' + message['content'] -}}
+{%- elif message['role'] == 'assistant' -%}
+{{- message['content'] or '' -}}
+{%- for call in message['tool_calls'] or [] -%}
+{{- '<longcat_tool_call>\\n' + ({'name': call['function']['name'], 'arguments': call['function']['arguments']} | tojson)
+    + '\\n</longcat_tool_call>' -}}
+{%- endfor -%}
+{{- '</longcat_s>' -}}
+{%- else -%}
+{{- (' ' if not loop.first else '') + '[Round ' + state.round | string + '] '
+    + ('TOOL:' if message['role'] == 'tool' else 'USER:') + message['content'] + ' ASSISTANT:' -}}
+{%- set state.round = state.round + 1 -%}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+TOKENIZER = ByteTokenizer(
+    before=("<longcat_unk>", "<longcat_s>", "</longcat_s>", "<longcat_pad>"),
+    after=(
+        *("<longcat_tool_call>", "</longcat_tool_call>", "<longcat_arg_key>", "</longcat_arg_key>"),
+        *("<longcat_arg_value>", "</longcat_arg_value>"),
+    ),
+    bos="<longcat_s>",
+    eos="</longcat_s>",
+    pad="<longcat_pad>",
+    chat_template=CHAT_TEMPLATE,
+)
+BOS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID = 1, 2, 3
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LongcatFlashForCausalLM"],
+    "vocab_size": TOKENIZER.vocab_size,
+    "hidden_size": 96,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "ffn_hidden_size": 192,
+    "expert_ffn_hidden_size": 48,
+    "n_routed_experts": 16,
+    "zero_expert_num": 8,
+    "zero_expert_type": "identity",
+    "moe_topk": 4,
+    "routed_scaling_factor": 6.0,
+    "mla_scale_q_lora": True,
+    "mla_scale_kv_lora": True,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000000.0,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
+    "bos_token_id": BOS_TOKEN_ID,
+    "eos_token_id": EOS_TOKEN_ID,
+    "pad_token_id": PAD_TOKEN_ID,
+}
+
+GAINS = {"embed_tokens": 0.5, "lm_head": 3.0, "classifier": 1.5, "q_b_proj": 1.5, "kv_a_proj_with_mqa": 1.5, "o_proj": 1.5}
+"""By a matrix's name; 1 for the others. A matrix of gain 1 keeps the size of what it multiplies."""
+
+
+def write_tiny_longcat(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+    """Writes a whole checkpoint; returns `folder`. The same arguments give the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", CONFIG | {"torch_dtype": str(dtype).removeprefix("torch.")})
+    write_json(folder / "generation_config.json", {"bos_token_id": BOS_TOKEN_ID, "eos_token_id": EOS_TOKEN_ID})
+    TOKENIZER.write(folder)
+    generator = torch.Generator().manual_seed(seed)
+    shapes = tensor_shapes(read_model_config(folder)) | _mtp_shapes()
+    _write_files(folder, {name: _draw(name, shape, generator).to(dtype) for name, shape in shapes.items()})
+    return folder
+
+
+def _mtp_shapes() -> dict[str, tuple[int, ...]]:
+    hidden, inner, heads = CONFIG["hidden_size"], CONFIG["ffn_hidden_size"], CONFIG["num_attention_heads"]
+    query_rank, latent, rope = CONFIG["q_lora_rank"], CONFIG["kv_lora_rank"], CONFIG["qk_rope_head_dim"]
+    nope, value = CONFIG["qk_nope_head_dim"], CONFIG["v_head_dim"]
+    matrices = {
+        "embed_tokens": (CONFIG["vocab_size"], hidden),
+        "eh_proj": (hidden, 2 * hidden),
+        "q_a_proj": (query_rank, hidden),
+        "q_a_layernorm": (query_rank,),
+        "q_b_proj": (heads * (nope + rope), query_rank),
+        "kv_a_proj_with_mqa": (latent + rope, hidden),
+        "kv_a_layernorm": (latent,),
+        "kv_b_proj": (heads * (nope + value), latent),
+        "o_proj": (hidden, heads * value),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+    }
+    return {name: matrices.get(_kind(name), (hidden,)) for name in mtp_tensor_names()}
+
+
+def _kind(name: str) -> str:
+    """The module's own name: of `…q_b_proj.weight`, q_b_proj."""
+    return name.removesuffix(".weight").rpartition(".")[2]
+
+
+def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Norms around 1, the correction bias around 0 and wide enough to change choices."""
+    if len(shape) == 1:
+        spread, middle = (0.02, 0.0) if name.endswith("e_score_correction_bias") else (0.5, 1.0)
+        return (torch.rand(shape, generator=generator) - 0.5) * 2 * spread + middle
+    gain = GAINS.get(_kind(name), 1.0)
+    return torch.randn(shape, generator=generator) * (gain if _kind(name) == "embed_tokens" else gain / math.sqrt(shape[1]))
+
+
+def _write_files(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """The MTP head last, as it was released."""
+    names = sorted(tensors, key=lambda name: (name.startswith(MTP_PREFIX), name))
+    bounds = [len(names) * index // FILES for index in range(FILES + 1)]
+    weight_map: dict[str, str] = {}
+    for number, (begin, end) in enumerate(pairwise(bounds), start=1):
+        file = f"model-{number:05d}-of-{FILES:05d}.safetensors"
+        save_file({name: tensors[name] for name in names[begin:end]}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names[begin:end], file)
+    total_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
