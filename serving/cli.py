@@ -11,7 +11,7 @@ import typer
 
 import benchmarks.load
 from protocol.errors import ConfigError, ServalError
-from serving import cli_security
+from serving import cli_security, models_cli
 from serving.config import ServalConfig, load, parse_settings
 
 EXIT_FAILED = 1
@@ -117,6 +117,7 @@ def start_chat(
 
 app.add_typer(cli_security.certs, name="certs")
 app.add_typer(cli_security.keys, name="keys")
+app.add_typer(models_cli.models, name="models")
 app.command(name="bench")(benchmarks.load.run)
 
 

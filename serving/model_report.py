@@ -1,0 +1,44 @@
+"""What `serval models inspect` says of a model, from its config.json alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from engine.models.blueprint import Parameters, count_parameters
+from engine.models.registry import read_model_config
+
+
+def model_report(folder: Path, expert_split: int) -> Iterator[tuple[str, str]]:
+    """Names and values, in the checkpoint's number format. Raises ConfigError for a model that we cannot serve."""
+    config = read_model_config(folder)
+    value_bytes = getattr(torch, config.checkpoint_dtype).itemsize
+    parameters = count_parameters(config)
+    kv_bytes = config.kv_bytes_per_token(value_bytes)
+    held, positions = parameters.per_worker(expert_split), config.max_position_embeddings
+    yield "architecture", config.architecture
+    yield "number format", config.checkpoint_dtype
+    yield "parameters", _count(parameters.total)
+    yield "activated per token", _activated(parameters)
+    yield "KV per token", f"{kv_bytes:,} bytes ({config.num_kv_layers} layers of {config.entry_width} values)"
+    yield "KV of a full context", f"{_size(kv_bytes * positions)} ({positions:,} tokens)"
+    split = f", the experts split over {expert_split} workers" if expert_split > 1 else ""
+    yield "weights of a worker", f"{_size(held * value_bytes)} ({_count(held)} parameters{split})"
+
+
+def _activated(parameters: Parameters) -> str:
+    if parameters.activated_min == parameters.activated_max:
+        return _count(parameters.activated_mean)
+    least, mean, most = map(_count, (parameters.activated_min, parameters.activated_mean, parameters.activated_max))
+    return f"{least} to {most}, {mean} on average"
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 30):.2f} GiB" if size_bytes >= 1 << 30 else f"{size_bytes / (1 << 20):.2f} MiB"
+
+
+def _count(number: int) -> str:
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.2f}{name}"
+    return str(number)

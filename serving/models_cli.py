@@ -1,0 +1,44 @@
+"""`serval models`: checkpoints on disk."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+models = typer.Typer(help="Checkpoints: what is in one, and tiny ones for tests.", no_args_is_help=True)
+
+
+class TinyFamily(StrEnum):
+    """Families of which a tiny model can be made."""
+
+    LLAMA = "llama"
+    LONGCAT_FLASH = "longcat-flash"
+
+
+@models.command(name="make-tiny")
+def make_tiny(
+    family: Annotated[TinyFamily, typer.Argument(help="What the model's architecture is.")],
+    folder: Annotated[Path, typer.Argument(help="Where the checkpoint goes; made if it is not there.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+) -> None:
+    """Write a small checkpoint with random weights, in the form in which real ones are released."""
+    from engine.tiny import write_tiny_llama
+    from engine.tiny_longcat import write_tiny_longcat
+
+    write = {TinyFamily.LLAMA: write_tiny_llama, TinyFamily.LONGCAT_FLASH: write_tiny_longcat}[family]
+    print(write(folder.expanduser(), seed=seed))
+
+
+@models.command(name="inspect")
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Hugging Face folder; its config.json is enough.")],
+    expert_split: Annotated[
+        int, typer.Option(min=1, help="Workers that would share the experts, each with all the rest of the model.")
+    ] = 1,
+) -> None:
+    """Say how large a model is: parameters, KV cache per token, and what one worker must hold."""
+    from serving.model_report import model_report
+
+    for name, value in model_report(folder.expanduser(), expert_split):
+        print(f"{name:<24}{value}")
