@@ -37,12 +37,17 @@ def members() -> Membership:
 
 @pytest.fixture
 def admission(folder: Path, members: Membership) -> Admission:
-    return Admission(RouterConfig(model=MODEL, model_dir=folder), ModelInfo.from_folder(MODEL, folder), TextTokenizer.from_folder(folder), members)
+    config = RouterConfig(model=MODEL, model_dir=folder)
+    return Admission(config, ModelInfo.from_folder(MODEL, folder), TextTokenizer.from_folder(folder), members)
 
 
 @pytest.fixture
 def grpc_admission(folder: Path, admission: Admission) -> GrpcAdmission:
     return GrpcAdmission(admission, ModelInfo.from_folder(MODEL, folder), TextTokenizer.from_folder(folder))
+
+
+def saying(message: serval_pb2.ChatMessage) -> serval_pb2.GenerateRequest:
+    return serval_pb2.GenerateRequest(chat=serval_pb2.Chat(messages=[message]))
 
 
 def structured(**kind: Any) -> serval_pb2.Sampling:
@@ -291,8 +296,8 @@ async def test_the_context_is_what_the_workers_can_hold(admission: Admission, me
         (serval_pb2.GenerateRequest(token_ids=serval_pb2.TokenIds(ids=[])), "token_ids"),
         (serval_pb2.GenerateRequest(token_ids=serval_pb2.TokenIds(ids=[VOCABULARY])), "token_ids"),
         (serval_pb2.GenerateRequest(chat=serval_pb2.Chat()), "chat"),
-        (serval_pb2.GenerateRequest(chat=serval_pb2.Chat(messages=[serval_pb2.ChatMessage(role="x")])), "chat"),
-        (serval_pb2.GenerateRequest(chat=serval_pb2.Chat(messages=[serval_pb2.ChatMessage(role="tool")])), "messages[0].tool_call_id"),
+        (saying(serval_pb2.ChatMessage(role="x")), "chat"),
+        (saying(serval_pb2.ChatMessage(role="tool")), "messages[0].tool_call_id"),
         (serval_pb2.GenerateRequest(text="x", n=129), "n"),
         (serval_pb2.GenerateRequest(text="x", sampling=structured(regex="(")), "structured_output.regex"),
         (serval_pb2.GenerateRequest(text="x", sampling=structured(json_schema="{")), "structured_output.json_schema"),

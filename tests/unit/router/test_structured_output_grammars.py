@@ -92,7 +92,7 @@ async def test_a_serialised_grammar_is_taken_as_it_is() -> None:
         ("grammar", "start: missing"),
         ("grammar", "::="),
         ("grammar", "root ::= missing"),
-        ("grammar", "root ::= \"a\\"),
+        ("grammar", 'root ::= "a\\'),
         ("grammar", '{"grammars": []}'),
         ("choice", ["x" * MAX_GRAMMAR_CHARACTERS]),
     ],
