@@ -41,8 +41,10 @@ async def grammar_of(structure: Structure | None) -> str:
     """llguidance's grammar; empty where nothing is asked for. Raises InvalidRequest naming the field."""
     if structure is None:
         return ""
+    _check_size(structure.value, structure.field)
     try:
-        grammar = _GRAMMARS[structure.kind](structure.value)
+        # A large one takes milliseconds, which no other request's tokens should wait for.
+        grammar = await asyncio.to_thread(_GRAMMARS[structure.kind], structure.value)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest(f"{structure.field}: {error}", structure.field) from error
     return await checked(grammar, structure.field)
@@ -50,12 +52,15 @@ async def grammar_of(structure: Structure | None) -> str:
 
 async def checked(grammar: str, field: str) -> str:
     """`grammar`, when workers can compile it. Raises InvalidRequest naming `field`."""
-    if len(grammar) > MAX_GRAMMAR_CHARACTERS:
-        raise InvalidRequest(f"{field} has more than {MAX_GRAMMAR_CHARACTERS} characters", field)
-    # A large one takes milliseconds, which no other request's tokens should wait for.
+    _check_size(grammar, field)
     if complaint := await asyncio.to_thread(_complaint, grammar):
         raise InvalidRequest(f"{field}: {complaint}", field)
     return grammar
+
+
+def _check_size(text: Any, field: str) -> None:
+    if isinstance(text, str) and len(text) > MAX_GRAMMAR_CHARACTERS:
+        raise InvalidRequest(f"{field} has more than {MAX_GRAMMAR_CHARACTERS} characters", field)
 
 
 @lru_cache(maxsize=256)
