@@ -78,8 +78,8 @@ def _is_guarded(path: str) -> bool:
 def _complete(body: dict[str, Any], model: str) -> None:
     """What the model of a body does not say: the one name that is served, and the fields that are read before it."""
     properties = body["properties"]
-    properties["model"] = {**properties["model"], "examples": [model]}
     if "stream" not in properties:
+        properties["model"] = {"enum": [model, None]}
         return
     properties["model"] = {"type": "string", "enum": [model]}
     for name in ACCEPTED_AND_UNUSED:

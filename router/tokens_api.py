@@ -7,7 +7,8 @@ from typing import Annotated
 
 import orjson
 from fastapi import Request as HttpRequest
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 from starlette.responses import Response
 
 from protocol.errors import InvalidRequest
@@ -20,9 +21,18 @@ from router.openai_parse import parse
 from router.openai_requests import TokenId
 from router.tokenizer import TextTokenizer
 
+_PROMPT: JsonDict = {"prompt": {"type": "string"}, "messages": {"type": "null"}}
+_MESSAGES: JsonDict = {"messages": {"type": "array"}, "prompt": {"type": "null"}, "add_special_tokens": {"enum": [False, None]}}
+
 
 class TokenizeRequest(Strict):
     """Either a prompt or messages."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": ["prompt"], "properties": _PROMPT}, {"required": ["messages"], "properties": _MESSAGES}]
+        }
+    )
 
     model: str | None = None
     prompt: str | None = None

@@ -59,7 +59,7 @@ def _run(cluster: RunningCluster, folder: Path, seed: int) -> dict[str, Any]:
     """One run's report. Asserts that nothing was found."""
     report = folder / f"{seed}.json"
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{cluster.url}/openapi.json", "--seed", str(seed)]
-    command += ["--phases", PHASES, "--max-examples", str(CASES // (6 if CASES < 1000 else 12))]
+    command += ["--phases", PHASES, "--max-examples", str(CASES // (5 if CASES < 1000 else 12))]
     command += ["--checks", ",".join(CHECKS), "--continue-on-failure", "--suppress-health-check", "all"]
     command += ["--generation-database", "none", "--request-timeout", "60", "--no-color", "--workers", "2"]
     command += ["--report", "json", "--report-json-path", str(report)]
