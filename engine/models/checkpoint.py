@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from protocol.errors import ConfigError
 
 Progress = Callable[[int, int], None]
-"""Called with (tensors read, tensors in all)."""
+"""Called with (tensors read, tensors in all), scales of quantised matrices not counted."""
 
 SHOWN_NAMES = 4
 """Of the tensors that should be there or should not, in an error of one line."""
@@ -27,7 +27,8 @@ class Checkpoint:
         self._progress = progress
         self._stack = ExitStack()
         self._file_of: dict[str, Any] = {}
-        self._asked: set[str] = set()
+        self._expected: set[str] = set()
+        self._read: set[str] = set()
 
     def __enter__(self) -> "Checkpoint":
         for path in _files(self._folder):
@@ -51,16 +52,16 @@ class Checkpoint:
         differences = (("lacks", names - held), ("has unexpected", held - names))
         if wrong := [f"{what} tensors: {_shown(unmatched)}" for what, unmatched in differences if unmatched]:
             raise ConfigError(f"model: the checkpoint {'; it '.join(wrong)}")
-        self._total = len(names)
+        self._expected = names
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """The tensor `name`. Raises ConfigError when its shape is not the one that config.json implies."""
         tensor: torch.Tensor = self._file_of[name].get_tensor(name)
         if tuple(tensor.shape) != shape:
             raise ConfigError(f"model: tensor {name} has shape {list(tensor.shape)}, config.json implies {list(shape)}")
-        self._asked.add(name)
-        if self._progress is not None:
-            self._progress(len(self._asked), self._total)
+        if self._progress is not None and name in self._expected:
+            self._read.add(name)
+            self._progress(len(self._read), len(self._expected))
         return tensor
 
 

@@ -32,6 +32,8 @@ class LongcatConfig(ModelConfig):
     """On the whole query; and `latent_scale` on the normalised latent, not on the rotated part of the key."""
     latent_scale: float
     softmax_scale: float
+    weight_block: tuple[int, int] | None
+    """Rows and columns that share a scale, where the checkpoint's matrices are 8-bit (some may be left as they were)."""
 
     @property
     def num_kv_layers(self) -> int:
@@ -50,7 +52,7 @@ class LongcatConfig(ModelConfig):
 
 def read_longcat_config(folder: Path, raw: dict[str, Any], architecture: str) -> LongcatConfig:
     """From config.json's content, the released one or transformers'. Raises ConfigError, one line, for anything unsupported."""
-    refuse_unsupported(raw)
+    refuse_unsupported({name: value for name, value in raw.items() if name != "quantization_config"})
     _refuse_unsupported_parts(raw)
     hidden, q_rank, kv_rank = (required(raw, name) for name in ("hidden_size", "q_lora_rank", "kv_lora_rank"))
     nope, rotated = required(raw, "qk_nope_head_dim"), required(raw, "qk_rope_head_dim")
@@ -81,6 +83,7 @@ def read_longcat_config(folder: Path, raw: dict[str, Any], architecture: str) ->
         query_scale=math.sqrt(hidden / q_rank) if raw.get("mla_scale_q_lora", True) else 1.0,
         latent_scale=math.sqrt(hidden / kv_rank) if raw.get("mla_scale_kv_lora", True) else 1.0,
         softmax_scale=(nope + rotated) ** -0.5 * _yarn_scale(rope),
+        weight_block=_weight_block(raw.get("quantization_config")),
     )
     if config.moe_topk > config.n_routed_experts + config.zero_expert_num:
         raise ConfigError(f"model: config.json's moe_topk {config.moe_topk} is more than there are experts")
@@ -101,6 +104,19 @@ def _refuse_unsupported_parts(raw: dict[str, Any]) -> None:
     kind = raw.get("zero_expert_type", "identity")
     if kind != "identity":
         raise ConfigError(f"model: config.json's zero_expert_type {kind} is not supported, only identity")
+
+
+def _weight_block(quantization: dict[str, Any] | None) -> tuple[int, int] | None:
+    """FP8 with one scale per block of a matrix, which is how LongCat-Flash-Chat-FP8 was released; nothing else."""
+    if not quantization:
+        return None
+    method = quantization.get("quant_method")
+    block: Any = quantization.get("weight_block_size")
+    match block:
+        case [int(rows), int(columns)] if method == "fp8" and min(rows, columns) > 0:
+            return rows, columns
+    told = f"{method} with weight_block_size {block}"
+    raise ConfigError(f"model: quantization_config: {told} is not supported, only fp8 with blocks")
 
 
 def _yarn_scale(rope: Rope) -> float:

@@ -32,7 +32,7 @@ class LongcatModel:
     ) -> None:
         self.config = config
         self.device = device
-        reader = LongcatReader(config, WeightReader(source, dtype, device))
+        reader = LongcatReader(config, WeightReader(source, dtype, device, config.weight_block))
         self._rope = RopeTable(config.rope, max_model_len, dtype, device)
         self._embedding = reader.embedding()
         self._layers = [reader.layer(index) for index in range(config.num_layers)]

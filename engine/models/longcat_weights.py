@@ -13,7 +13,7 @@ from engine.models.mla import Mla, MlaParts, halves_from_pairs
 from engine.models.mlp import SwiGlu
 from engine.models.moe import ExpertWeights, MixtureOfExperts, RouterWeights
 from engine.models.norm import RmsNorm
-from engine.models.weights import WeightReader
+from engine.models.weights import SCALE_SUFFIX, WeightReader
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class LongcatReader:
         self._weights = weights
         self._packed = can_pack(weights.dtype, weights.device)
         unused = set(mtp_tensor_names())
-        weights.source.expect(set(tensor_names(config)), unused.__contains__)
+        weights.expect(set(tensor_names(config)), lambda name: name.removesuffix(SCALE_SUFFIX) in unused)
         if any(name in weights.source for name in unused):
             log.info("the checkpoint's MTP head (%s*) is left out: nothing here drafts with it yet", MTP_PREFIX)
 

@@ -162,7 +162,8 @@ def test_missing_and_unexpected_tensors_are_listed(tmp_path: Path) -> None:
         ({"moe_topk": 25}, "moe_topk 25"),
         ({"qk_rope_head_dim": 7}, "qk_rope_head_dim must be even"),
         ({"num_layers": None}, "num_layers"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8 with weight_block_size None"),
+        ({"quantization_config": {"quant_method": "gptq", "weight_block_size": [128, 128]}}, "gptq"),
         ({"rope_scaling": {"type": "yarn", "mscale_all_dim": 1.0}}, "needs a number for factor"),
     ],
 )

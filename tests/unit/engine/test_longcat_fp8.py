@@ -1,0 +1,94 @@
+"""A LongCat-Flash checkpoint with 8-bit matrices and block scales is the model that its numbers say."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.tiny_longcat import write_tiny_longcat
+from protocol.errors import ConfigError
+from telemetry.metrics import Metrics
+from tests.unit.engine.conftest import EngineUnderTest
+
+BLOCK = (32, 40)
+"""Divides none of the tiny model's matrices evenly both ways."""
+LARGEST = torch.finfo(torch.float8_e4m3fn).max
+
+
+def quantised(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Its 8-bit form, the scales, and what they stand for: block by block."""
+    counts = [-(-size // block) for size, block in zip(matrix.shape, BLOCK, strict=True)]
+    eight_bit, scales, stands_for = torch.empty_like(matrix).to(torch.float8_e4m3fn), torch.empty(counts), matrix.clone()
+    for row in range(counts[0]):
+        for column in range(counts[1]):
+            place = tuple(slice(index * size, (index + 1) * size) for index, size in zip((row, column), BLOCK, strict=True))
+            scales[row, column] = matrix[place].abs().max() / LARGEST
+            eight_bit[place] = (matrix[place] / scales[row, column]).to(torch.float8_e4m3fn)
+            stands_for[place] = eight_bit[place].float() * scales[row, column]
+    return eight_bit, scales, stands_for
+
+
+def is_quantised(name: str, tensor: torch.Tensor) -> bool:
+    """As released: matrices of attentions, MLPs (the draft head's too) and of some layers' experts."""
+    left = ("embed_tokens", "lm_head", "classifier", "layers.1.mlp.experts", "eh_proj")
+    return tensor.dim() == 2 and not any(part in name for part in left)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """The 8-bit checkpoint, and one of the numbers that it stands for."""
+    eight_bit, plain = (write_tiny_longcat(tmp_path / name) for name in ("eight-bit", "plain"))
+    weight_map = {}
+    for file in sorted(plain.glob("*.safetensors")):
+        stored, stood_for = {}, {}
+        for name, tensor in load_file(file).items():
+            if is_quantised(name, tensor):
+                stored[name], stored[f"{name}_scale_inv"], stood_for[name] = quantised(tensor)
+            else:
+                stored[name] = stood_for[name] = tensor
+        save_file(stored, eight_bit / file.name)
+        save_file(stood_for, file)
+        weight_map |= dict.fromkeys(stored, file.name)
+    (eight_bit / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    change_config(eight_bit, quantization_config={"quant_method": "fp8", "weight_block_size": list(BLOCK)})
+    return eight_bit, plain
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def engine(folder: Path) -> EngineUnderTest:
+    metrics = Metrics("decode", "test")
+    config = EngineConfig(dtype="float32", device="cpu", kv_memory_bytes=1 << 20, threads=1)
+    return EngineUnderTest(Engine.load(folder, config, metrics), metrics)
+
+
+def test_same_answer_as_the_numbers_it_stands_for(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    eight_bit, plain = pair
+    prompt = list(range(4, 204))
+    expected = engine(plain).answer(prompt, max_tokens=20)
+    assert engine(eight_bit).answer(prompt, max_tokens=20) == expected
+    unrounded = write_tiny_longcat(tmp_path / "unrounded")
+    assert engine(unrounded).answer(prompt, max_tokens=20) != expected, "rounding must matter, else this shows nothing"
+
+
+def test_a_scale_that_lacks_is_named(pair: tuple[Path, Path]) -> None:
+    eight_bit, _ = pair
+    scale = "model.layers.0.mlps.0.up_proj.weight_scale_inv"
+    for file in eight_bit.glob("*.safetensors"):
+        save_file({name: tensor for name, tensor in load_file(file).items() if name != scale}, file)
+    with pytest.raises(ConfigError, match=scale):
+        engine(eight_bit)
+
+
+def test_scales_without_a_word_in_the_config_are_unexpected(pair: tuple[Path, Path]) -> None:
+    eight_bit, _ = pair
+    change_config(eight_bit, quantization_config=None)
+    with pytest.raises(ConfigError, match=r"unexpected tensors: .*_scale_inv"):
+        engine(eight_bit)
