@@ -85,12 +85,13 @@ class MlaAttention:
         entries = context.entries(layer)
         if isinstance(context, SpanContext) and context.length > 1:
             entries = entries.view(1, 1, *entries.shape)
-            attended = self._attend(absorbed.unsqueeze(0), entries, entries, context.mask, shares_keys=True)[0]
+            causal = context.mask is None
+            attended = self._attend(absorbed.unsqueeze(0), entries, entries, context.mask, causal, shares_keys=True)[0]
         else:  # one token each of one or several sequences; its heads are query rows
             entries = entries.view(-1, 1, *entries.shape[-2:])
             mask = context.mask if isinstance(context, DecodeGroup) else None
             heads_as_rows = absorbed.transpose(0, 1).unsqueeze(1)
-            attended = self._attend(heads_as_rows, entries, entries, mask, is_causal=False)[:, 0].transpose(0, 1)
+            attended = self._attend(heads_as_rows, entries, entries, mask)[:, 0].transpose(0, 1)
         return attended[..., : self._shape.latent]
 
     def _expanded(self, layer: int, query: torch.Tensor, context: SpanContext) -> torch.Tensor:
@@ -101,7 +102,8 @@ class MlaAttention:
         width = max(keys.shape[-1], shape.value)
         values = pad(torch.matmul(latents, up.value_up), (0, width - shape.value))
         keys, queries = (pad(each, (0, width - each.shape[-1])) for each in (keys, query.transpose(0, 1)))
-        attended = self._attend(queries.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), context.mask)
+        causal = context.mask is None and context.length > 1
+        attended = self._attend(queries.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), context.mask, causal)
         return attended[0, ..., : shape.value].transpose(0, 1)
 
     def _attend(
@@ -110,17 +112,16 @@ class MlaAttention:
         keys: torch.Tensor,
         values: torch.Tensor,
         mask: torch.Tensor | None,
+        is_causal: bool = False,
         *,
-        is_causal: bool = True,
         shares_keys: bool = False,
     ) -> torch.Tensor:
-        """`is_causal` holds where there is no mask."""
         return scaled_dot_product_attention(
             query,
             keys,
             values,
             attn_mask=mask,
-            is_causal=is_causal and mask is None,
+            is_causal=is_causal,
             scale=self._shape.scale,
             enable_gqa=shares_keys,
         )
