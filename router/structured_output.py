@@ -81,7 +81,8 @@ def _regex(pattern: str) -> str:
 
 
 def _choice(choices: list[str]) -> str:
-    return "start: " + " | ".join(orjson.dumps(choice).decode() for choice in choices)
+    # JSON's strings are Lark's, but for one control character that JSON leaves as it is.
+    return "start: " + " | ".join(orjson.dumps(choice).decode().replace("\x7f", "\\u007f") for choice in choices)
 
 
 def _grammar(text: str) -> str:
