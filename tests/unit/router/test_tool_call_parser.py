@@ -162,8 +162,13 @@ def test_arguments_come_as_they_are_written() -> None:
     deltas = [each for each in stream(HERMES, *pieces) if isinstance(each, ToolCallDelta)]
     assert [each.arguments for each in deltas] == ['{"ci', 'ty": "Pa', 'ris", "days": ', "12}"]
     assert [(each.id, each.name) for each in deltas] == [("call_1", "get_weather")] + [("", "")] * 3
-    tags = ["<longcat_tool_call>get_weather\n", "<longcat_arg_key>city</longcat_arg_key><longcat_arg_value>Pa", "ris</", "longcat_arg_value>",
-            "</longcat_tool_call>"]  # fmt: skip
+    tags = [
+        "<longcat_tool_call>get_weather\n",
+        "<longcat_arg_key>city</longcat_arg_key><longcat_arg_value>Pa",
+        "ris</",
+        "longcat_arg_value>",
+        "</longcat_tool_call>",
+    ]
     deltas = [each for each in stream(LONGCAT, *tags) if isinstance(each, ToolCallDelta)]
     assert [each.arguments for each in deltas] == ['{"city": "Pa', "ris", '"', "}"]
 
