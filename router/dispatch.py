@@ -280,8 +280,8 @@ class Dispatcher:
         self._open.discard(request)
         for timer in request.timers:
             timer.cancel()
-        if end.outcome.is_success and request.add_rest():
-            end = replace(end, outcome=Outcome.STOP)
+        if end.outcome.is_success:
+            end = self._with_rest(request, end)
         request.timeline.ended = now = asyncio.get_running_loop().time()
         was_computed = bool(request.output) or not (end.outcome.is_retryable or request.timeline.submitted is None)
         request.charge.settle(len(request.output), was_computed, end.outcome.is_success, now)
@@ -291,6 +291,14 @@ class Dispatcher:
         self._show_counts()
         if not self._open:
             self._idle.set()
+
+    def _with_rest(self, request: Request, end: End) -> End:
+        """The end, once the answer's last text is out. Whatever that meets must not keep the client from hearing of the end."""
+        try:
+            return replace(end, outcome=Outcome.STOP) if request.add_rest() else end
+        except Exception:
+            logger.exception("request %s", request.request_id)
+            return End(Outcome.INTERNAL, "the router failed to decode the answer's end")
 
     def _release_siblings(self, first: Request) -> None:
         siblings, first.siblings = first.siblings, []

@@ -186,3 +186,18 @@ async def test_refusals_accept_nothing(config: dict[str, Any], prepare: Callable
         world.accept()
     assert world.dispatcher.open_requests == before
     world.dispatcher.end_all("over")
+
+
+async def test_an_answer_whose_last_text_cannot_be_decoded_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.join("decode", "d")
+    request = world.accept()
+
+    def explode(*_: object) -> tuple[str, bool]:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(request.text, "finish", explode)
+    world.say(world.task_of(request), MAX_TOKENS, "length")
+    assert request.end is not None
+    assert request.end.outcome is Outcome.INTERNAL
+    assert (world.dispatcher.open_requests, world.ended_count()) == (0, 1)
