@@ -232,12 +232,19 @@ class Dispatcher:
             "%s %s left: %s; it had %d open requests", worker.pool, worker.name, reason, len(requests),
         )  # fmt: skip
         for request in requests:
-            self._attempts.leave(request)
-            if self._can_go_on(request, Outcome.UNAVAILABLE):
-                self._go_on(request)
-            else:
-                self._end(request, End(Outcome.UNAVAILABLE, GONE))
+            try:
+                self._on_lost(request)
+            except Exception:
+                logger.exception("request %s", request.request_id)
+                self._end(request, End(Outcome.INTERNAL, "the router failed to go on with the answer"))
         self._line.pump()
+
+    def _on_lost(self, request: Request) -> None:
+        self._attempts.leave(request)
+        if self._can_go_on(request, Outcome.UNAVAILABLE):
+            self._go_on(request)
+        else:
+            self._end(request, End(Outcome.UNAVAILABLE, GONE))
 
     def _can_go_on(self, request: Request, outcome: Outcome) -> bool:
         """Whether another worker may help. A worker that said no is not asked again; one whose stream broke is gone, or welcome

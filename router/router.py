@@ -214,7 +214,10 @@ class _Running:
                 due = loop.time()
                 continue
             for worker, reason in self.members.overdue(loop.time(), self._config.worker_silence_s, self._config.worker_stall_s):
-                self.members.leave(worker, reason)
+                try:
+                    self.members.leave(worker, reason)
+                except Exception:  # the others are still watched
+                    logger.exception("%s %s: %s", worker.pool, worker.name, reason)
 
 
 def _client_server(config: RouterConfig, tls: TlsIdentity | None, metrics: Metrics) -> GrpcServer:

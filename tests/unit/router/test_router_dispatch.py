@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from protocol.errors import Overloaded, RateLimited, Unavailable
 from protocol.outcomes import Outcome
 from router.answers import Answers
+from router.request import Request
 from router.tenants import TenantLimits
 from tests.unit.router.dispatch_world import MAX_TOKENS, PROMPT, World, token_at
 
@@ -201,3 +202,25 @@ async def test_an_answer_whose_last_text_cannot_be_decoded_ends_all_the_same(mon
     assert request.end is not None
     assert request.end.outcome is Outcome.INTERNAL
     assert (world.dispatcher.open_requests, world.ended_count()) == (0, 1)
+
+
+async def test_a_bug_in_one_request_of_a_lost_worker_ends_that_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(worker_wait_s=5.0)
+    worker = world.join("decode", "d")
+    broken, other = world.accept(), world.accept()
+
+    can_go_on = world.dispatcher._can_go_on
+
+    def explode_for_one(request: Request, outcome: Outcome) -> bool:
+        if request is broken:
+            raise ValueError("a bug")
+        return can_go_on(request, outcome)
+
+    monkeypatch.setattr(world.dispatcher, "_can_go_on", explode_for_one)
+    world.members.leave(worker, "killed")
+    assert broken.end is not None
+    assert broken.end.outcome is Outcome.INTERNAL
+    world.join("decode", "e")
+    assert other.end is None
+    assert other.decode is world.workers[-1]
+    world.dispatcher.end_all("over")
