@@ -30,7 +30,7 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
             super().__init__(*args, **kwargs)
             self._is_reading_head = True
             self._head_bytes = 0
-            self._head_timer: asyncio.TimerHandle | None = None
+            self._timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             is_full = len(self.connections) >= limits.connections
@@ -47,8 +47,13 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
-            if self._is_reading_head and self._head_timer is None and self._is_idle:
-                self._await_head()  # whatever comes after an answer begins the next head
+            if (
+                self._timer is None and self._is_idle
+            ):  # whatever comes after an answer begins the next head, or is left of its body
+                if self._is_reading_head:
+                    self._await_head()
+                else:
+                    self._timer = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
             self._head_bytes += len(data)
             super().data_received(data)
             if self._is_reading_head and self._head_bytes > limits.head_bytes:
@@ -57,6 +62,7 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
         def on_headers_complete(self) -> None:
             self._is_reading_head = False
             self._stop_timer()
+            self._unset_keepalive_if_required()
             # Here data may hold the body's beginning too, so only what the head itself had counts.
             if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > limits.head_bytes:
                 self._refuse_head()
@@ -72,6 +78,12 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
             self._head_bytes = 0
             if not self.transport.is_closing():
                 super().on_message_complete()
+                if self._is_idle:  # answered before its body was here, whose last piece ended uvicorn's own wait
+                    self._stop_timer()
+                    self._unset_keepalive_if_required()
+                    self.timeout_keep_alive_task = self.loop.call_later(
+                        self.timeout_keep_alive, self.timeout_keep_alive_handler
+                    )
 
         @property
         def _is_idle(self) -> bool:
@@ -79,15 +91,15 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
             return self.cycle is None or self.cycle.response_complete
 
         def _await_head(self) -> None:
-            self._head_timer = self.loop.call_later(limits.head_timeout_s, self._on_late_head)
+            self._timer = self.loop.call_later(limits.head_timeout_s, self._on_late_head)
 
         def _stop_timer(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
         def _on_late_head(self) -> None:
-            self._head_timer = None
+            self._timer = None
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, "head_timeout", "the request's headers did not come in time")
 
         def _refuse_head(self) -> None:

@@ -130,6 +130,27 @@ async def test_a_line_end_behind_a_body_does_not_cut_the_answer(running: Cluster
     assert rejected(running, "head_timeout") == 0
 
 
+@pytest.mark.parametrize("rest", [b"x", b"x" * 9000])
+async def test_a_body_behind_its_answer(running: Cluster, rest: bytes) -> None:
+    """Neither a body that was refused and never ends makes a connection live for ever, nor one that does."""
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n"
+    async with asyncio.timeout(WAIT_S), connection(running.ports.http) as (reader, writer):
+        writer.write(head)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+        writer.write(rest)
+        await reader.read()
+
+
+async def test_a_connection_goes_on_after_a_refused_body(running: Cluster) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n"
+    async with asyncio.timeout(WAIT_S), connection(running.ports.http) as (reader, writer):
+        writer.write(head)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+        writer.write(b"x" * 9000)
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"HTTP/1.1 200 OK" in await reader.read()
+
+
 async def test_an_idle_connection(running: Cluster) -> None:
     answer = await answer_to(running.ports.http, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
