@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from protocol import cluster_pb2, cluster_pb2_grpc
+from protocol.outcomes import Outcome
 from protocol.peer_stub import dial
 from protocol.tls import TlsIdentity
 from worker.config import LinkConfig
@@ -120,6 +121,8 @@ class RouterLink:
                 detail = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
                 level = logging.DEBUG if self._draining else logging.INFO  # a cluster that stops ends its router first
                 logger.log(level, "no stream to router %s: %s", self.address, detail)
+            except Exception:  # a bug, and without another try the router would never see this worker again
+                logger.exception("the stream to router %s failed", self.address)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, self._config.reconnect_max_s)
 
@@ -144,7 +147,7 @@ class RouterLink:
                 try:
                     # Only read(): a call that was read once refuses to be iterated.
                     while (order := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-                        self._dispatch(order)
+                        self._take(order)
                 finally:
                     reports.cancel()
                 return True
@@ -156,6 +159,16 @@ class RouterLink:
                     if self._watcher is not None:
                         self._watcher.remove(self)
                     self._handler.on_lost(self)
+
+    def _take(self, order: cluster_pb2.FromRouter) -> None:
+        """An order that cannot be followed ends its request alone, not the stream that all of them share."""
+        try:
+            self._dispatch(order)
+        except Exception:
+            logger.exception("an order of router %s could not be followed", self.address)
+            if order.WhichOneof("kind") == "submit":
+                ended = cluster_pb2.Ended(outcome=Outcome.INTERNAL, message="the worker failed to take the request")
+                self.send([cluster_pb2.RequestOutput(request=order.submit.request, ended=ended)])
 
     def _dispatch(self, order: cluster_pb2.FromRouter) -> None:
         kind = order.WhichOneof("kind")
