@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from protocol.errors import ServalError
 from protocol.ids import RequestId
 from protocol.outcomes import Outcome
 from router.answers import Answers
@@ -32,7 +31,7 @@ def start(
     timeout_s: float | None = None,
     trace: TraceContext = NO_CONTEXT,
 ) -> Answers:
-    """Has every request of the call accepted, or none: raises what the dispatcher raised."""
+    """Has every request of the call accepted, or none: raises what was raised for one of them."""
     requests: list[Request] = []
     try:
         for spec in call.prompts:
@@ -42,7 +41,7 @@ def start(
                 request = dispatcher.accept(name, _nth(spec, copy), caller, timeout_s, trace, sibling_of=first)
                 first = first or request
                 requests.append(request)
-    except ServalError:
+    except Exception:  # also a bug: nobody would read those that were accepted
         abandon(dispatcher, Answers(requests))
         raise
     return Answers(requests, dispatcher.turns)
