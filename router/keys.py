@@ -67,7 +67,7 @@ class KeysFile(BaseModel):
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a text file"
             raise ConfigError(f"{path}: {reason}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # of dates that are none it makes a ValueError
             mark = getattr(error, "problem_mark", None)
             raise ConfigError(f"{path}: not valid YAML{f', line {mark.line + 1}' if mark else ''}") from None
         try:

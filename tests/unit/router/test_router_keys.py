@@ -76,6 +76,7 @@ def test_keys_are_256_random_bits() -> None:
         ({"tenants": {"t": {"weight": 0}}}, "tenants.t.weight: must be greater than 0"),
         ({"key": []}, "key: no such setting"),
         ("keys: [sk-serval-secret", "not valid YAML, line 1"),
+        ("since: 2026-13-01", "not valid YAML"),
         ("- 1", "the file: "),
     ],
 )
