@@ -70,9 +70,10 @@ class BreakEven:
         return "trial"
 
     def observe_here(self, uncached_tokens: int, seconds: float, running: int) -> None:
-        """From handing a prompt to the engine to its first token, and how many answers ran meanwhile."""
+        """From handing a prompt to the engine to its first token, and how many other answers ran meanwhile (below 0 counts as
+        none: an answer of one token is gone from the engine when it is observed)."""
         _observe(self._here, uncached_tokens, seconds, self._assumed_here)
-        self._running.add(running)
+        self._running.add(max(0, running))
         self._longest_here = max(uncached_tokens, self._longest_here * 0.99)
         self._review()
 

@@ -126,3 +126,14 @@ def test_whatever_it_costs_it_stays_within_its_bounds_and_settles(costs: list[fl
     world.run(break_even, 800)
     seen = {world.run(break_even, 8) for _ in range(25)}
     assert len(seen) <= 8, "it does not swing"
+
+
+def test_answers_of_one_token_do_not_count_as_less_than_none() -> None:
+    thresholds = []
+    for running in (0, -1):
+        break_even = BreakEven("auto", BLOCK, CHUNK)
+        for tokens in (20, 50, 120) * 100:
+            break_even.observe_here(tokens, 0.001 * tokens, running)
+            break_even.observe_elsewhere(tokens, 0.05 + 0.0001 * tokens, 0)
+        thresholds.append(break_even.max_tokens)
+    assert thresholds[0] == thresholds[1] < CHUNK
