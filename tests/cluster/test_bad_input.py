@@ -15,7 +15,7 @@ from cluster_clients import Ask, grpc_client
 from cluster_harness import ClusterSpec, RunningCluster, client
 from cluster_moves import Moves
 from cluster_reference import Reference
-from conftest import Clusters
+from cluster_shared import Clusters
 
 from protocol import serval_pb2, serval_pb2_grpc
 

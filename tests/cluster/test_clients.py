@@ -14,7 +14,7 @@ from cluster_clients import Ask, SseAnswer, grpc_client, read_sse
 from cluster_harness import ClusterSpec, RunningCluster, client, until
 from cluster_moves import Moves, blocks_of, kv_bytes
 from cluster_reference import Reference
-from conftest import Clusters
+from cluster_shared import Clusters
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 

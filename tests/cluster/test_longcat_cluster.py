@@ -8,7 +8,7 @@ from cluster_clients import Ask, grpc_client
 from cluster_harness import ClusterSpec
 from cluster_moves import BLOCK, Moves, blocks_of, kv_bytes
 from cluster_reference import Reference
-from conftest import Clusters
+from cluster_shared import Clusters
 
 from engine.tiny_longcat import write_tiny_longcat
 from protocol.sampling import SamplingParams

@@ -9,7 +9,7 @@ import openai
 import pytest
 from client_tools import CLIENTS, clients_venv, run
 from cluster_harness import ClusterSpec, RunningCluster
-from conftest import Clusters
+from cluster_shared import Clusters
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message_factory import GetMessageClass

@@ -11,7 +11,7 @@ from cluster_clients import Answer, Ask, grpc_client
 from cluster_harness import ClusterSpec, RunningCluster
 from cluster_moves import BLOCK, Moves, blocks_of, kv_bytes
 from cluster_reference import Reference
-from conftest import Clusters
+from cluster_shared import Clusters
 from tokenizers import Tokenizer
 
 from protocol.sampling import SamplingParams

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from cluster_harness import ClusterSpec, RunningCluster
-from conftest import Clusters
+from cluster_shared import Clusters
 
 CASES = int(os.environ.get("SERVAL_SCHEMATHESIS_CASES", "300"))
 TIMEOUT_S = 300 if CASES < 1000 else 3000

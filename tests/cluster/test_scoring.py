@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from cluster_clients import Ask, grpc_client
 from cluster_harness import ClusterSpec, client
-from conftest import Clusters
+from cluster_shared import Clusters
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 

@@ -17,7 +17,7 @@ import openai
 import pytest
 from cluster_harness import ClusterSpec, RunningCluster
 from cluster_moves import Moves
-from conftest import Clusters
+from cluster_shared import Clusters
 
 from protocol import cluster_pb2, cluster_pb2_grpc, serval_pb2, serval_pb2_grpc
 

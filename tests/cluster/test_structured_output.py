@@ -15,7 +15,7 @@ import openai
 import pytest
 from cluster_harness import ClusterSpec, RunningCluster
 from cluster_moves import Moves
-from conftest import Clusters
+from cluster_shared import Clusters
 
 from tests.json_schemas import Schema, json_schemas
 

@@ -13,7 +13,7 @@ from cluster_clients import Ask, OpenAnswer, OpenStream, grpc_client
 from cluster_harness import ClusterSpec, RunningCluster, until
 from cluster_moves import Moves, blocks_of, kv_bytes
 from cluster_reference import Reference
-from conftest import Clusters
+from cluster_shared import Clusters
 from tokenizers import Tokenizer
 
 from protocol.outcomes import Outcome

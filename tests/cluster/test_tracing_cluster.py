@@ -7,7 +7,7 @@ import httpx
 import pytest
 from cluster_clients import Ask
 from cluster_harness import ClusterSpec, RunningCluster, client
-from conftest import Clusters
+from cluster_shared import Clusters
 from otlp_collector import CollectedSpan, OtlpCollector
 
 from protocol import serval_pb2_grpc

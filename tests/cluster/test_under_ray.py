@@ -8,7 +8,7 @@ import test_same_answer
 import test_survives_faults
 from cluster_harness import ClusterSpec
 from cluster_reference import Reference
-from conftest import Clusters
+from cluster_shared import Clusters
 
 pytest.importorskip("ray", reason="needs the extra `ray`")
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(300)]
