@@ -30,6 +30,11 @@ PR_SET_PDEATHSIG = 1
 
 HEALTH_PERIOD_S = 1.0
 
+ROUTER_SWITCH_INTERVAL_S = 20e-6
+"""How long the router's loop may hold the interpreter lock while gRPC's polling thread wants it (Python's default: 5 ms). Each
+message from a worker passes that thread: at the default a busy loop got a message when it had run dry, never while it wrote, so
+nothing gathered. Measured with 32 flooded streams: 78 us per token before, 24 after, and three times the tokens per second."""
+
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
 
@@ -41,6 +46,8 @@ def main() -> int:
     os.set_inheritable(arguments.status_fd, False)
     status = StatusWriter(arguments.status_fd)
     member = Member(arguments.role, arguments.index)
+    if member.role == "router":
+        sys.setswitchinterval(ROUTER_SWITCH_INTERVAL_S)
     try:
         config = ServalConfig.model_validate_json(_read_config(arguments))
         logs.configure(member.name, config.cluster.log_level)
