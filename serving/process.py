@@ -32,9 +32,9 @@ HEALTH_PERIOD_S = 1.0
 
 ROUTER_SWITCH_INTERVAL_S = 20e-6
 """How long the router's loop may hold the interpreter lock while gRPC's polling thread wants it (Python's default: 5 ms). Each
-message from a worker passes that thread: at the default a busy loop gets one when it has run dry and seldom while it writes, so less
-gathers. Measured with 32 flooded streams: 82 us per token and 12,200 tokens/s at the default, 66 and 15,400 with this; single runs
-came to 24 and 41,100, and why not all do is not known."""
+message from a worker passes that thread: at the default a busy loop gets one when it has run dry, and seldom while it writes,
+so less gathers. Measured with 32 flooded streams: 82 us per token and 12,200 tokens/s at the default, 66 and 15,400 with this.
+Single runs came to 24 and 41,100; why not all do is not known."""
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
