@@ -6,7 +6,6 @@ grow at once, one token per step, and the rest waits in a line, first come, firs
 
 import argparse
 import asyncio
-import contextlib
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -16,11 +15,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from benchmarks.router_cost.pipe import Json, serve
+from benchmarks.router_cost.mock_links import serve_linked
+from benchmarks.router_cost.pipe import Json
 from protocol import cluster_pb2, cluster_pb2_grpc
 
 HEARTBEAT_S = 0.1
-JOIN_TIMEOUT_S = 10.0
 KV_BLOCKS = 1 << 20
 BLOCK_TOKENS = 16
 
@@ -192,17 +191,7 @@ async def main() -> None:
     async def answer(question: Json) -> Json:
         return {}
 
-    # A broken stream ends the process: better no figures than wrong ones.
-    async with contextlib.AsyncExitStack() as channels, asyncio.TaskGroup() as running:
-        tasks = []
-        for worker in workers:
-            options = [("grpc.use_local_subchannel_pool", 1)]
-            channel = await channels.enter_async_context(grpc.aio.insecure_channel(arguments.router, options=options))
-            tasks.append(running.create_task(worker.run(channel)))
-            await asyncio.wait_for(worker.joined.wait(), JOIN_TIMEOUT_S)
-        await serve({}, answer)
-        for task in tasks:
-            task.cancel()
+    await serve_linked(arguments.router, workers, answer)
 
 
 if __name__ == "__main__":

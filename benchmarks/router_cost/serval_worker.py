@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import contextlib
 import secrets
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import grpc.aio
 
 from benchmarks.router_cost.answers import Answers
 from benchmarks.router_cost.mock_engine import MockEngine, Stamps, Token
-from benchmarks.router_cost.pipe import Json, serve
+from benchmarks.router_cost.mock_links import serve_linked
+from benchmarks.router_cost.pipe import Json
 from protocol import cluster_pb2, cluster_pb2_grpc
 
 HEARTBEAT_S = 0.1
-JOIN_TIMEOUT_S = 10.0
 KV_BLOCKS = 1 << 20
 BLOCK_TOKENS = 16
 MAX_SEQUENCES = 1024
@@ -106,17 +105,7 @@ async def main() -> None:
             link.engine.pace_s = pace_s
         return {}
 
-    # A broken link ends the process: better no figures than wrong ones.
-    async with contextlib.AsyncExitStack() as channels, asyncio.TaskGroup() as running:
-        tasks = []
-        for link in links:
-            options = [("grpc.use_local_subchannel_pool", 1)]
-            channel = await channels.enter_async_context(grpc.aio.insecure_channel(arguments.router, options=options))
-            tasks.append(running.create_task(link.run(channel)))
-            await asyncio.wait_for(link.joined.wait(), JOIN_TIMEOUT_S)
-        await serve({}, answer)
-        for task in tasks:
-            task.cancel()
+    await serve_linked(arguments.router, links, answer)
 
 
 if __name__ == "__main__":
