@@ -73,7 +73,10 @@ class ByteLevelDetokenizer:
 
 
 class StreamDetokenizer:
-    """A Detokenizer of any vocabulary that `tokenizers` can decode."""
+    """A Detokenizer of any vocabulary that `tokenizers` can decode.
+
+    That library shows broken bytes as U+FFFD too, so an answer that ends with a U+FFFD of its own loses it here.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._backend = tokenizer

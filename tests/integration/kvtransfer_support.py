@@ -173,8 +173,14 @@ class PrefillHost:
         return self.sender.abort(peer, lease_id).result(15)
 
     def break_connection(self, peer: int) -> None:
-        """What the sender does when a write says that the peer is gone."""
-        self.sender._submit(lambda: self.sender._disconnect(peer, "test")).result(5)
+        """What the sender does when a write says that the peer is gone: its transfers have writes in flight."""
+
+        def act() -> None:
+            for transfer in self.sender._transfers.values():
+                self.sender._advance(transfer)
+            self.sender._disconnect(peer, "test")
+
+        self.sender._submit(act).result(5)
 
     def notify(self, peer: int, message: bytes) -> None:
         """A bare notification, as a stray or hostile process would send it."""
