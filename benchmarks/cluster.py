@@ -21,6 +21,7 @@ from typing import IO, Any
 import httpx
 import yaml
 
+from benchmarks.errors import NotMeasured
 from benchmarks.slow_link import Namespace
 
 START_TIMEOUT_S = 180.0
@@ -29,7 +30,7 @@ CONFIG_TIMEOUT_S = 60.0
 LOG_LINES_SHOWN = 15
 
 
-class ClusterError(Exception):
+class ClusterError(NotMeasured):
     """The cluster did not come up; the message has the end of the log of the process that failed."""
 
 

@@ -8,13 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.completions import Answer
+from benchmarks.errors import NotMeasured
 from benchmarks.paired import Machine, Paired, Verdict
 
 TARGETS = {1: 1.7, 8: 2.5}
 """Streams → how many times as fast as `generate` the cluster has to be."""
 
 
-class SideFailed(Exception):
+class SideFailed(NotMeasured):
     """One side gave no usable answer: there is nothing to compare."""
 
 

@@ -9,17 +9,15 @@ counts on neither side: the rate is that of tokens while all streams decode. Who
 import asyncio
 import contextlib
 import json
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.cluster import Cluster, ClusterError, Place, environment, read_settings, vocabulary_size
+from benchmarks.cluster import Cluster, Place, environment, read_settings, vocabulary_size
 from benchmarks.completions import CompletionRequest, complete
 from benchmarks.decode_report import (
     DecodeReport,
@@ -29,15 +27,14 @@ from benchmarks.decode_report import (
     render,
     together_tokens_per_second,
 )
-from benchmarks.paired import Machine, Paired, order
-from benchmarks.terminal import progress_bar, result_console
+from benchmarks.measurement import JsonFile, Measurement, ModelFolder, Settings, numbers
+from benchmarks.paired import Paired, order
+from benchmarks.terminal import progress_bar
 from benchmarks.workload import token_prompt
 
 ANSWER_TIMEOUT_S = 300.0
 LOAD_TIMEOUT_S = 180.0
 PEER_LINE_BYTES = 1 << 20
-EXIT_MISSED = 1
-EXIT_FAILED = 2
 
 
 def run(
@@ -45,38 +42,28 @@ def run(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each; both sides get the same prompts.")] = 5,
     input_tokens: Annotated[int, typer.Option("--isl", min=1, help="Tokens of a prompt.")] = 128,
     output_tokens: Annotated[int, typer.Option("--osl", min=4, help="Tokens of an answer.")] = 128,
-    model: Annotated[Path | None, typer.Option(help="Hugging Face folder. Default: the embedded model.")] = None,
+    model: ModelFolder = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, on both sides.")] = "bfloat16",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each worker, and of generate.")] = 1,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the cluster.")
-    ] = None,
+    setting: Settings = None,
     seed: Annotated[int, typer.Option(help="Same seed, same prompts.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here as JSON.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare the cluster's decode speed with transformers' generate, in turns.
 
     Exit status: 0 when the targets are met, 1 when one is missed, 2 when it could not be measured.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes go also then
-    machine = Machine.here()
-    if warning := machine.warning():
-        print(warning, file=sys.stderr)
-    plan = Plan(tuple(int(number) for number in streams.split(",")), rounds, input_tokens, output_tokens, seed)
+    measurement = Measurement("decode_throughput")
+    plan = Plan(numbers("--streams", streams), rounds, input_tokens, output_tokens, seed)
     done: list[StreamsReport] = []
-    problem: str | None = None
     name = str(model or "")
-    try:
+    with measurement.running():
         settings = read_settings(model, [f"engine.dtype={dtype}", f"engine.threads={threads}", *(setting or [])])
         name = settings["router"]["model"]
         with Cluster("decode", settings, Place(), Place(), Place()) as cluster:
             asyncio.run(_measure(cluster, settings, plan, done.append))
-    except (ClusterError, SideFailed) as error:
-        problem = str(error)
-    except KeyboardInterrupt:
-        problem = "interrupted"
     report = DecodeReport(
-        machine=machine,
+        machine=measurement.machine,
         model=name,
         dtype=dtype,
         threads=threads,
@@ -84,14 +71,7 @@ def run(
         output_tokens=output_tokens,
         streams=done,
     )
-    result_console().print(render(report))
-    if json_file is not None:
-        json_file.write_text(report.model_dump_json(indent=2) + "\n")
-    if problem is not None:
-        print(f"decode_throughput: {problem}", file=sys.stderr)
-        raise typer.Exit(EXIT_FAILED)
-    if not all(verdict.met for verdict in report.verdicts()):
-        raise typer.Exit(EXIT_MISSED)
+    measurement.end(report, render, json_file)
 
 
 @dataclass(frozen=True)

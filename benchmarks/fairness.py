@@ -13,8 +13,6 @@ import contextlib
 import hashlib
 import json
 import secrets
-import signal
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -24,21 +22,19 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.cluster import ClusterError, Place, end, launch, read_settings, settings_at, vocabulary_size
+from benchmarks.cluster import Place, end, launch, read_settings, settings_at, vocabulary_size
 from benchmarks.completions import Answer, CompletionRequest, complete
 from benchmarks.fairness_report import KINDS, FairnessReport, Kind, Phase, render
 from benchmarks.http_stream import Access
-from benchmarks.paired import Machine
-from benchmarks.router_cost.pipe import Child, ChildFailed
-from benchmarks.terminal import progress_bar, result_console
+from benchmarks.measurement import JsonFile, Measurement, Settings
+from benchmarks.router_cost.pipe import Child
+from benchmarks.terminal import progress_bar
 from benchmarks.workload import poisson_arrivals_s, prompts
 
 START_TIMEOUT_S = 60.0
 ASK_TIMEOUT_S = 30.0
 REQUEST_TIMEOUT_S = 60.0
 TENANTS = ("measured", "limited", "unlimited")
-EXIT_MISSED = 1
-EXIT_FAILED = 2
 
 
 @dataclass(frozen=True)
@@ -69,30 +65,20 @@ def run(
     model: Annotated[
         Path | None, typer.Option(help="Model folder; its tokenizer is used. Default: the embedded model's.")
     ] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the cluster.")
-    ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here as JSON.")] = None,
+    setting: Settings = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure what one tenant's flood does to another's time to first token.
 
     Exit status: 0 when the target is met, 1 when it is missed, 2 when it could not be measured.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes go also then
-    machine = Machine.here()
-    if warning := machine.warning():
-        print(warning, file=sys.stderr)
+    measurement = Measurement("fairness")
     plan = Plan(rounds, seconds, settle, rate, limit, times, workers, input_tokens, output_tokens)
     phases: list[Phase] = []
-    problem: str | None = None
-    try:
+    with measurement.running():
         asyncio.run(_measure(read_settings(model, setting or []), plan, phases))
-    except (ClusterError, ChildFailed) as error:
-        problem = str(error)
-    except KeyboardInterrupt:
-        problem = "interrupted"
     report = FairnessReport(
-        machine=machine,
+        machine=measurement.machine,
         workers=workers,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
@@ -101,16 +87,8 @@ def run(
         times=times,
         phases=phases,
     )
-    result_console().print(render(report))
-    if json_file is not None:
-        json_file.write_text(report.model_dump_json(indent=2) + "\n")
-    if report.errors:
-        problem = problem or f"{len(report.errors)} requests of the measured tenant failed, the first: {report.errors[0]}"
-    if problem is not None:
-        print(f"fairness: {problem}", file=sys.stderr)
-        raise typer.Exit(EXIT_FAILED)
-    if not all(verdict.met for verdict in report.verdicts()):
-        raise typer.Exit(EXIT_MISSED)
+    measurement.count_errors(report.errors, "requests of the measured tenant")
+    measurement.end(report, render, json_file)
 
 
 async def _measure(settings: dict[str, Any], plan: Plan, phases: list[Phase]) -> None:

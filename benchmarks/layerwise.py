@@ -11,34 +11,28 @@ prompt goes to both, one after the other, in alternating order; nothing else run
 
 import asyncio
 import contextlib
-import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from random import Random
 from typing import Annotated, Any
 
 import httpx
 import typer
 
-from benchmarks.cluster import Cluster, ClusterError, Place, read_settings, vocabulary_size
+from benchmarks.cluster import Cluster, Place, read_settings, vocabulary_size
 from benchmarks.completions import CompletionRequest, complete
+from benchmarks.errors import NotMeasured
 from benchmarks.layerwise_report import LayerwiseReport, LengthReport, Trial, render
-from benchmarks.paired import Machine, order
+from benchmarks.measurement import JsonFile, Measurement, ModelFolder, Settings, numbers
+from benchmarks.paired import order
 from benchmarks.scrape import Scraper
-from benchmarks.slow_link import DEVICE, LinkUnavailable, SlowLink
-from benchmarks.terminal import progress_bar, result_console
+from benchmarks.slow_link import DEVICE, SlowLink
+from benchmarks.terminal import progress_bar
 from benchmarks.workload import token_prompt
 
 REQUEST_TIMEOUT_S = 300.0
 MODES = ("layerwise", "whole_prompt")
-EXIT_MISSED = 1
-EXIT_FAILED = 2
-
-
-Settings = dict[str, Any]
 
 
 class LinkKind(StrEnum):
@@ -46,7 +40,7 @@ class LinkKind(StrEnum):
     SLOW = "slow"
 
 
-class TrialFailed(Exception):
+class TrialFailed(NotMeasured):
     """A request failed or its KV was not transferred: no comparison can be made of it."""
 
 
@@ -83,26 +77,20 @@ def run(
     output_tokens: Annotated[int, typer.Option("--osl", min=2, help="Tokens of an answer.")] = 8,
     links: Annotated[list[LinkKind] | None, typer.Option("--link", help="Default: both; may be repeated.")] = None,
     slow_mbit: Annotated[float, typer.Option(min=1, help="Speed of the slow link, Mbit/s.")] = 1000.0,
-    model: Annotated[Path | None, typer.Option(help="Hugging Face folder. Default: the embedded model.")] = None,
+    model: ModelFolder = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16; float32 doubles the KV.")] = "bfloat16",
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of both clusters.")
-    ] = None,
+    setting: Settings = None,
     seed: Annotated[int, typer.Option(help="Same seed, same prompts.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here as JSON.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare layer-wise with whole-prompt KV transfer, in turns.
 
     Exit status: 0 when the targets are met, 1 when one is missed, 2 when it could not be measured.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that processes and namespaces go also then
-    machine = Machine.here()
-    if warning := machine.warning():
-        print(warning, file=sys.stderr)
-    plan = Plan(tuple(int(length) for length in lengths.split(",")), rounds, output_tokens, seed)
+    measurement = Measurement("layerwise")
+    plan = Plan(numbers("--lengths", lengths), rounds, output_tokens, seed)
     reports: list[LengthReport] = []
-    problem: str | None = None
-    try:
+    with measurement.running():
         settings = {
             mode: read_settings(
                 model,
@@ -113,24 +101,15 @@ def run(
         }
         for kind in links or list(LinkKind):
             reports.extend(_measure_link(kind, slow_mbit, settings, plan))
-    except LinkUnavailable as error:
-        problem = f"slow link: not measured: {error}"
-    except (ClusterError, TrialFailed) as error:
-        problem = str(error)
-    except KeyboardInterrupt:
-        problem = "interrupted"
-    report = LayerwiseReport(machine=machine, dtype=dtype, slow_mbit=slow_mbit, output_tokens=output_tokens, lengths=reports)
-    result_console().print(render(report))
-    if json_file is not None:
-        json_file.write_text(report.model_dump_json(indent=2) + "\n")
-    if problem is not None:
-        print(f"layerwise: {problem}", file=sys.stderr)
-        raise typer.Exit(EXIT_FAILED)
-    if not all(verdict.met for verdict in report.verdicts()):
-        raise typer.Exit(EXIT_MISSED)
+    report = LayerwiseReport(
+        machine=measurement.machine, dtype=dtype, slow_mbit=slow_mbit, output_tokens=output_tokens, lengths=reports
+    )
+    measurement.end(report, render, json_file)
 
 
-def _measure_link(kind: LinkKind, slow_mbit: float, settings: Mapping[str, Settings], plan: Plan) -> Iterator[LengthReport]:
+def _measure_link(
+    kind: LinkKind, slow_mbit: float, settings: Mapping[str, Mapping[str, Any]], plan: Plan
+) -> Iterator[LengthReport]:
     """Both clusters up on that link; a report per prompt length, as each is done."""
     with contextlib.ExitStack() as stack:
         ends = _ends(kind, slow_mbit, stack)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from benchmarks.completions import Answer
 from benchmarks.conversations import TraceShape
+from benchmarks.errors import NotMeasured
 from benchmarks.paired import Machine, Paired, Verdict
 from benchmarks.quantiles import Spread
 from benchmarks.scrape import Samples, total
@@ -38,11 +39,11 @@ class Pass(BaseModel):
 
     @classmethod
     def of(cls, answers: Sequence[Answer], growth: Samples, duration_s: float) -> "Pass":
-        """`growth`: by how much the workers' counters grew. Raises ValueError when nothing was answered."""
+        """`growth`: by how much the workers' counters grew. Raises NotMeasured when nothing was answered."""
         good = [answer for answer in answers if answer.error is None]
         spread = Spread.of([answer.time_to_first_token_s for answer in good])
         if spread is None:
-            raise ValueError(f"no request was answered: {answers[0].error if answers else 'none was sent'}")
+            raise NotMeasured(f"no request was answered: {answers[0].error if answers else 'none was sent'}")
         return cls(
             answered=len(good),
             errors=[answer.error for answer in answers if answer.error is not None],

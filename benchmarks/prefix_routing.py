@@ -7,28 +7,25 @@ after the other, in alternating order and with tokens of their own: neither find
 """
 
 import asyncio
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import httpx
 import typer
 
-from benchmarks.cluster import ClusterError, read_settings, vocabulary_size
+from benchmarks.cluster import read_settings, vocabulary_size
 from benchmarks.completions import Answer, CompletionRequest, complete
 from benchmarks.conversations import Conversation, TraceShape, conversations
-from benchmarks.paired import Machine, order
+from benchmarks.measurement import JsonFile, Measurement, ModelFolder, Settings
+from benchmarks.paired import order
 from benchmarks.prefix_report import OURS, THEIRS, Pass, PrefixReport, render
 from benchmarks.scrape import Scraper, increase
 from benchmarks.shared_pools import SharedPools
-from benchmarks.terminal import progress_bar, result_console
+from benchmarks.terminal import progress_bar
 
 REQUEST_TIMEOUT_S = 120.0
-EXIT_MISSED = 1
-EXIT_FAILED = 2
 
 
 def run(
@@ -42,22 +39,17 @@ def run(
     concurrency: Annotated[int, typer.Option(min=1, help="Conversations at a time.")] = 4,
     prefill: Annotated[int, typer.Option(min=1, help="Prefill workers.")] = 4,
     decode: Annotated[int, typer.Option(min=1, help="Decode workers.")] = 2,
-    model: Annotated[Path | None, typer.Option(help="Hugging Face folder. Default: the embedded model.")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the cluster.")
-    ] = None,
+    model: ModelFolder = None,
+    setting: Settings = None,
     seed: Annotated[int, typer.Option(help="Same seed, same traces.")] = 0,
     limit_s: Annotated[float, typer.Option("--limit", min=1, help="Seconds after which no further round begins.")] = 300.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here as JSON.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare prefix-aware placement with round robin, in turns.
 
     Exit status: 0 when the targets are met, 1 when one is missed, 2 when it could not be measured.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that processes go also then
-    machine = Machine.here()
-    if warning := machine.warning():
-        print(warning, file=sys.stderr)
+    measurement = Measurement("prefix_routing")
     shape = TraceShape(
         systems=systems,
         users=users,
@@ -67,21 +59,16 @@ def run(
         answer_tokens=answer_tokens,
     )
     passes: dict[str, list[Pass]] = {OURS: [], THEIRS: []}
-    problem: str | None = None
-    try:
+    with measurement.running():
         # Where short rests are computed is not the question here, and what workers learn they would learn from both.
         usual = ["decode.local_prefill_max_tokens=16", "engine.kv_memory_bytes=256MiB", "transfer.landing_bytes=64MiB"]
         settings = read_settings(model, [*usual, *(setting or [])])
         routers = {name: {"policy": name} for name in (OURS, THEIRS)}
         with SharedPools(settings, routers, prefill, decode) as pools:
             asyncio.run(_measure(pools, shape, passes, rounds, concurrency, vocabulary_size(settings), seed, limit_s))
-    except (ClusterError, ValueError) as error:
-        problem = str(error)
-    except KeyboardInterrupt:
-        problem = "interrupted"
     whole = min(len(one) for one in passes.values())
     report = PrefixReport(
-        machine=machine,
+        machine=measurement.machine,
         shape=shape,
         prefill_workers=prefill,
         decode_workers=decode,
@@ -89,16 +76,10 @@ def run(
         ours=passes[OURS][:whole],
         theirs=passes[THEIRS][:whole],
     )
-    result_console().print(render(report))
-    if json_file is not None:
-        json_file.write_text(report.model_dump_json(indent=2) + "\n")
-    if report.errors:
-        problem = problem or f"{len(report.errors)} requests failed, the first: {report.errors[0]}"
-    if problem is not None or not report.ours:
-        print(f"prefix_routing: {problem or 'no round was complete'}", file=sys.stderr)
-        raise typer.Exit(EXIT_FAILED)
-    if not all(verdict.met for verdict in report.verdicts()):
-        raise typer.Exit(EXIT_MISSED)
+    measurement.count_errors(report.errors)
+    if not report.ours:
+        measurement.failed("no round was complete")
+    measurement.end(report, render, json_file)
 
 
 async def _measure(

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.errors import NotMeasured
+
 DEVICE = "serval0"
 """The link's name in either namespace."""
 
@@ -27,7 +29,7 @@ SMALLEST_BURST_BYTES = 128 * 1024
 COMMAND_TIMEOUT_S = 10
 
 
-class LinkUnavailable(Exception):
+class LinkUnavailable(NotMeasured):
     """This machine does not let us build the link; the message says why and what would help."""
 
 

@@ -7,7 +7,6 @@ in the same run.
 import asyncio
 import contextlib
 import math
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -16,22 +15,20 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from benchmarks.cluster import ClusterError, read_settings
-from benchmarks.paired import Machine, order
+from benchmarks.cluster import read_settings
+from benchmarks.measurement import JsonFile, Measurement, Settings, numbers
+from benchmarks.paired import order
 from benchmarks.router_cost.cpu import cpu_s
-from benchmarks.router_cost.pipe import Child, ChildFailed, Json
+from benchmarks.router_cost.pipe import Child, Json
 from benchmarks.router_cost.report import CostReport, Phase, Relay, Round, StreamsReport, render
 from benchmarks.router_cost.sides import NotInstalled, Serval, Side, Smg, find_smg
-from benchmarks.terminal import progress_bar, result_console
+from benchmarks.terminal import progress_bar
 
 ASK_TIMEOUT_S = 30.0
 PHASE_TIMEOUT_S = 120.0
 WARM_STREAMS, WARM_TOKENS = 4, 50
 FEWEST_PACED = 3
 """Answers per stream where streams begin one after another: the first and the last of them are not under full load."""
-
-EXIT_MISSED = 1
-EXIT_FAILED = 2
 
 
 @dataclass(frozen=True)
@@ -62,47 +59,29 @@ def run(
     model: Annotated[
         Path | None, typer.Option(help="Folder with a byte-level tokenizer. Default: the embedded model's.")
     ] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the cluster.")
-    ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here as JSON.")] = None,
+    setting: Settings = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure the router's cost per token, in turns with smg's.
 
     Exit status: 0 when the targets are met, 1 when one is missed, 2 when it could not be measured.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes go also then
-    machine = Machine.here()
-    if warning := machine.warning():
-        print(warning, file=sys.stderr)
-    counts = tuple(int(number) for number in streams.split(","))
-    plan = Plan(counts, streams_per_worker, tokens, pace_ms / 1e3, rounds, fewest_tokens)
+    measurement = Measurement("router_cost")
+    plan = Plan(numbers("--streams", streams), streams_per_worker, tokens, pace_ms / 1e3, rounds, fewest_tokens)
     done: list[StreamsReport] = []
-    problem: str | None = None
     command = _smg(smg) if peer == "smg" else None
-    try:
+    with measurement.running():
         settings = read_settings(model, setting or [])
         asyncio.run(_measure(plan, settings, command, done.append))
-    except (ClusterError, ChildFailed, ValueError) as error:
-        problem = str(error)
-    except KeyboardInterrupt:
-        problem = "interrupted"
     report = CostReport(
-        machine=machine,
+        machine=measurement.machine,
         tokens=tokens,
         pace_ms=pace_ms,
         streams_per_worker=streams_per_worker,
         peer=Smg.name if command is not None else None,
         streams=done,
     )
-    result_console().print(render(report))
-    if json_file is not None:
-        json_file.write_text(report.model_dump_json(indent=2) + "\n")
-    if problem is not None:
-        print(f"router_cost: {problem}", file=sys.stderr)
-        raise typer.Exit(EXIT_FAILED)
-    if not all(verdict.met for verdict in report.verdicts()):
-        raise typer.Exit(EXIT_MISSED)
+    measurement.end(report, render, json_file)
 
 
 def _smg(given: Path | None) -> Path | None:

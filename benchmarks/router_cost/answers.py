@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from benchmarks.errors import NotMeasured
+
 _WORD = re.compile("Ġ[a-z]{2,}")
 """A byte-level token that is a space and a lower-case word (`Ġ` stands for the space)."""
 
@@ -22,11 +24,11 @@ class Answers:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Answers":
-        """Of a model folder with a byte-level BPE tokenizer. Raises ValueError for another one."""
+        """Of a model folder with a byte-level BPE tokenizer. Raises NotMeasured for another one."""
         model = json.loads((folder / "tokenizer.json").read_text())["model"]
         answers = cls(model.get("vocab", {}))
         if not len(answers):
-            raise ValueError(f"{folder}: the tokenizer has no byte-level words")
+            raise NotMeasured(f"{folder}: the tokenizer has no byte-level words")
         return answers
 
     def __len__(self) -> int:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.errors import NotMeasured
+
 Json = dict[str, Any]
 
 LINE_BYTES = 1 << 28
@@ -15,7 +17,7 @@ START_TIMEOUT_S = 30.0
 ENV = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "GRPC_VERBOSITY": "ERROR"}
 
 
-class ChildFailed(Exception):
+class ChildFailed(NotMeasured):
     """The child ended, said nothing in time, or said that it failed."""
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from benchmarks.completions import Answer
 from benchmarks.conversations import TraceShape, conversations
+from benchmarks.errors import NotMeasured
 from benchmarks.paired import Machine
 from benchmarks.prefix_report import Pass, PrefixReport, render
 
@@ -74,7 +75,7 @@ def test_a_pass_counts_what_was_answered_and_what_was_not() -> None:
     assert (one.answered, one.errors, one.hit_rate) == (2, ["timeout"], 0.6)
     assert (one.prefill_hit_rate, one.decode_hit_rate) == (0.3, 0.1)
     assert one.time_to_first_token.p50 == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="timeout"):
+    with pytest.raises(NotMeasured, match="timeout"):
         Pass.of([answer(0.1, 0, error="timeout")], growth, duration_s=1.0)
 
 
