@@ -54,6 +54,19 @@ class EngineConfig(BaseModel):
     max_model_len: int | None = Field(
         default=None, ge=2, description="Longest prompt plus answer, in tokens. None: what the model was trained for."
     )
+    speculation: Literal["off", "ngram", "mtp", "auto"] = Field(
+        default="auto",
+        description="Who guesses the next tokens, which a step then computes all at once; no answer changes by it. ngram: what "
+        "followed the last tokens where they stood before, for any model. mtp: the checkpoint's own head. auto: mtp where the "
+        "checkpoint has it, else off. Prefill and decode workers must agree: `serval up --set engine.speculation=ngram`.",
+    )
+    draft_tokens: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="At most so many tokens are guessed at once by ngram (mtp: always 1). How many of them are computed is decided "
+        "in every step by what they have been worth lately, so more cost little where they do not help.",
+    )
 
     @model_validator(mode="after")
     def _batch_holds_every_decode(self) -> "EngineConfig":
