@@ -26,6 +26,8 @@ from worker.wire import OUTCOME_OF, logprobs_to_proto
 
 logger = logging.getLogger(__name__)
 
+_OUR_BUG = "internal error at the decode worker"
+
 
 class Flow:
     """Lives on the event loop. `run` never raises; `cancel` ends it early with outcome cancelled."""
@@ -54,13 +56,20 @@ class Flow:
     # ---- what the engine says
 
     def take_update(self, update: SequenceUpdate) -> cluster_pb2.RequestOutput | None:
-        """The message for one engine step's result; None when there is nothing to tell (the request has ended already)."""
-        request = self.request
+        """The message for one engine step's result; None when there is nothing to tell (the request has ended already). A bug
+        that it meets ends this request, and is nothing to the others of that step."""
         if update.finish is not None and not self._engine_end.done():
             self._engine_end.set_result(update)
-        if request.lifecycle.has_ended:
+        if self.request.lifecycle.has_ended:
             return None
-        now = time.monotonic()
+        try:
+            return self._told(update)
+        except Exception:
+            logger.exception("request %s: what the engine computed could not be told", self.request.request_id)
+            return self._fail()
+
+    def _told(self, update: SequenceUpdate) -> cluster_pb2.RequestOutput | None:
+        request, now = self.request, time.monotonic()
         if request.decode_started_at is None and update.token_ids:
             request.decode_started_at = now
             self._observe_computed_here(now)
@@ -74,6 +83,13 @@ class Flow:
             return None
         logprobs, prompt_logprobs = logprobs_to_proto(update.logprobs), logprobs_to_proto(update.prompt_logprobs)
         return request.output(update.token_ids, logprobs, ended, prompt_logprobs)
+
+    def _fail(self) -> cluster_pb2.RequestOutput:
+        """The message that says so. What is left of the request's way is cut short, so that the engine lets go of it."""
+        self.cancel()
+        if not self.request.lifecycle.has_ended:
+            self.request.lifecycle.advance(Event.END)
+        return self.request.output([], [], self.request.ended(Outcome.INTERNAL, _OUR_BUG))
 
     def _ended_by(self, ending: Ending) -> cluster_pb2.Ended:
         self.request.lifecycle.advance(Event.END)
@@ -108,7 +124,7 @@ class Flow:
             self._end(error.outcome, str(error))
         except Exception:
             logger.exception("request %s failed", request.request_id)
-            self._end(Outcome.INTERNAL, "internal error at the decode worker")
+            self._end(Outcome.INTERNAL, _OUR_BUG)
 
     async def _go(self) -> None:
         request = self.request

@@ -1,6 +1,7 @@
 """A request on its whole way through both workers: grammars, prompt logprobs, answers that go on, shared prompts, busy time."""
 
 import asyncio
+import itertools
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -12,10 +13,11 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
-from pair_support import Pair, running_pair
+from pair_support import WAIT_S, Pair, running_pair
 from transformers import AutoModelForCausalLM
 
-from engine.sequence import Sequence
+from decode.flow import Flow
+from engine.sequence import Sequence, SequenceUpdate
 from engine.tiny import write_tiny_llama
 from protocol import cluster_pb2
 from protocol.sampling import SamplingParams
@@ -181,3 +183,23 @@ async def test_busy_times_of_requests_add_up_to_the_engines(pair: Pair) -> None:
     by_decode = sum(ended.timings.decode_busy_s for ended in ends) + sum(ended.timings.prefill_busy_s for ended in ends[1::2])
     assert by_prefill == pytest.approx(pair.prefill_metrics.value("serval_engine_busy_seconds_total"))
     assert by_decode == pytest.approx(pair.decode_metrics.value("serval_engine_busy_seconds_total"))
+
+
+async def test_a_bug_in_one_request_s_results_ends_that_one_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    told_of, taken = Flow._told, itertools.count(1)
+
+    def broken(self: Flow, update: SequenceUpdate) -> cluster_pb2.RequestOutput | None:
+        if self.request.number == 1 and next(taken) > 3:
+            raise ZeroDivisionError("a bug")
+        return told_of(self, update)
+
+    monkeypatch.setattr(Flow, "_told", broken)
+    asked = [pair.router.submit(random_prompt(40, seed), params_of(max_tokens=40)) for seed in range(3)]
+    ends = [await told.until_ended() for told in asked]
+    assert [ended.outcome for ended in ends] == ["internal", "length", "length"]
+    assert [len(told.tokens) for told in asked] == [4, 40, 40], "what the same steps gave the others came through"
+    assert ends[0].timings.decode_busy_s > 0, "what was computed for it is told all the same"
+    requests = pair.decode._requests
+    assert requests is not None
+    await asyncio.wait_for(requests._idle.wait(), WAIT_S)
+    assert len(requests) == 0
