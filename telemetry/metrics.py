@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics import MetricWrapperBase
 
 from telemetry.one_writer import OneWriterCounter, OneWriterHistogram
+from telemetry.read_counter import ReadCounter
 
 TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0)
 """Seconds. `gen_ai.server.time_to_first_token`, and two more for a laptop's CPU."""
@@ -114,6 +115,16 @@ class Metrics:
         self.prefix_cache_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
         self.preemptions = self._counter("num_preemptions", "Sequences put back for want of KV blocks")
         self.engine_busy = self._counter("engine_busy_seconds", "Time of steps that computed something")
+        self.moe_assignments = ReadCounter(
+            self.registry,
+            "serval_moe_assignments",
+            "Choices of an expert by a token in a layer, by kind: real, or zero, which gives back what it gets",
+            self._constant,
+            ["kind"],
+        )
+        self.moe_product_rows = ReadCounter(
+            self.registry, "serval_moe_product_rows", "Rows that entered the experts' grouped matrix products", self._constant
+        )
         self.grammar_requests = self._counter("grammar_requests", "Sequences whose answer keeps to a grammar")
         self.grammar_compile_time = self._histogram("grammar_compile_seconds", "Compiling one grammar", TRANSFER_BUCKETS)
         self.grammar_mask_time = self._counter("grammar_mask_seconds", "Engine time spent on grammars' masks")

@@ -1,10 +1,12 @@
 """A mixture of experts, some of which do nothing: the router, and grouped products over tokens sorted by expert."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn.functional import grouped_mm, linear
 
+from engine.models.expert_tally import ExpertTally
 from engine.models.mlp import gated
 
 
@@ -18,12 +20,31 @@ class RouterWeights:
     scaling_factor: float
 
 
+class Experts(Protocol):
+    """The real experts' matrices, as the products take them; asked for once per product."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def gate_up(self) -> torch.Tensor:
+        """[experts, 2 * inner, hidden]"""
+
+    @property
+    def down(self) -> torch.Tensor:
+        """[experts, hidden, inner]"""
+
+
 @dataclass(frozen=True)
 class ExpertWeights:
-    """Of the real experts: gate_up [experts, 2 * inner, hidden] and down [experts, hidden, inner]."""
+    """Experts, kept as they are computed with."""
 
     gate_up: torch.Tensor
     down: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        return self.gate_up.shape[0]
 
 
 class MixtureOfExperts:
@@ -34,10 +55,15 @@ class MixtureOfExperts:
     those assignments enter no matrix product.
     """
 
-    def __init__(self, router: RouterWeights, experts: ExpertWeights) -> None:
+    def __init__(self, router: RouterWeights, experts: Experts, tally: ExpertTally | None = None) -> None:
+        """`tally`, where given, is told of every call."""
         self._router = router
         self._experts = experts
-        self._num_real = experts.gate_up.shape[0]
+        self._tally = tally
+        self._num_real = experts.count
+        self._cuts = router.classifier.device.type == "cpu"
+        """Sorted by expert, the zero experts come last. On a CPU they are cut off: nothing is gathered for them. A GPU would have
+        to be waited for in every layer to know how many they are: there they stay, as rows that no grouped product reads."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [tokens, hidden] → the same shape, a new tensor."""
@@ -59,13 +85,26 @@ class MixtureOfExperts:
         """
         topk, hidden = self._router.topk, x.shape[1]
         assigned = chosen.flatten()
-        counts = torch.bincount(assigned, minlength=self._num_real)[: self._num_real]
-        # Sorted by expert, the zero experts are last: cut off here, before anything is gathered for them.
-        order = assigned.argsort(stable=True)[: int(counts.sum())]
-        ends = counts.cumsum(0).to(torch.int32)
+        is_real = assigned < self._num_real
+        ends = self._ends(assigned)
+        if self._tally is not None:
+            self._tally.add(is_real, ends[-1])
+        order = assigned.argsort(stable=True)
+        if self._cuts:
+            order = order[: int(ends[-1])]
         computed = x.new_zeros(assigned.shape[0], hidden, dtype=torch.float32)
         if order.shape[0]:
-            inner = gated(grouped_mm(x[order // topk], self._experts.gate_up.transpose(1, 2), offs=ends))
-            results = grouped_mm(inner, self._experts.down.transpose(1, 2), offs=ends)
-            computed[order] = results * weights.flatten()[order].unsqueeze(1)
+            results = self._products(x[order // topk], ends) * weights.flatten()[order].unsqueeze(1)
+            computed[order] = results if self._cuts else results.masked_fill_(~is_real[order].unsqueeze(1), 0.0)
         return computed.view(-1, topk, hidden).sum(dim=1)
+
+    def _ends(self, assigned: torch.Tensor) -> torch.Tensor:
+        """Where each real expert's rows end, once sorted, [experts]. Counted without asking the device (bincount asks)."""
+        counts = torch.zeros(self._router.classifier.shape[0], dtype=torch.int64, device=assigned.device)
+        counts.scatter_add_(0, assigned, torch.ones_like(assigned))
+        return counts[: self._num_real].cumsum(0).to(torch.int32)
+
+    def _products(self, rows: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """Of each row with its expert, without weight, [rows, hidden]; undefined behind the last end."""
+        inner = gated(grouped_mm(rows, self._experts.gate_up.transpose(1, 2), offs=ends))
+        return grouped_mm(inner, self._experts.down.transpose(1, 2), offs=ends)

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from engine.models import moe
+from engine.models.expert_tally import ExpertTally, ExpertWork
 from engine.models.moe import ExpertWeights, MixtureOfExperts, RouterWeights
 
 REAL, ZERO, TOPK, HIDDEN, INNER = 6, 4, 3, 16, 8
 
 
-def mixture(correction_bias: torch.Tensor | None = None) -> MixtureOfExperts:
+def mixture(correction_bias: torch.Tensor | None = None, tally: ExpertTally | None = None) -> MixtureOfExperts:
     drawn = torch.Generator().manual_seed(0)
     router = RouterWeights(
         classifier=torch.randn(REAL + ZERO, HIDDEN, generator=drawn),
@@ -18,7 +19,7 @@ def mixture(correction_bias: torch.Tensor | None = None) -> MixtureOfExperts:
         scaling_factor=6.0,
     )
     gate_up = torch.randn(REAL, 2 * INNER, HIDDEN, generator=drawn)
-    return MixtureOfExperts(router, ExpertWeights(gate_up, torch.randn(REAL, HIDDEN, INNER, generator=drawn)))
+    return MixtureOfExperts(router, ExpertWeights(gate_up, torch.randn(REAL, HIDDEN, INNER, generator=drawn)), tally)
 
 
 def tokens(count: int) -> torch.Tensor:
@@ -72,3 +73,54 @@ def test_a_token_is_computed_the_same_in_any_company() -> None:
     together = layer(x)
     alone = torch.cat([layer(row.unsqueeze(0)) for row in x])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+class TestWithoutWaiting:
+    """The form for GPUs, which never asks how many assignments are real: all are rows, and those of zero experts are not read."""
+
+    @pytest.fixture
+    def waiting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Grouped products leave rows behind the last end undefined: here, not a number."""
+
+        def undefined_behind(x: torch.Tensor, weights: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:
+            result = torch.nn.functional.grouped_mm(x, weights, offs=offs)
+            result[int(offs[-1]) :] = float("nan")
+            return result
+
+        monkeypatch.setattr(moe, "grouped_mm", undefined_behind)
+
+    @pytest.mark.parametrize(
+        "experts", [range(REAL + ZERO), range(REAL), range(REAL, REAL + ZERO)], ids=["all", "real", "zero"]
+    )
+    def test_the_same_result(self, waiting: None, experts: range) -> None:
+        layer, x = mixture(only(experts)), tokens(29)
+        cut = layer(x)
+        layer._cuts = False
+        assert torch.equal(layer(x), cut)
+
+    def test_zero_experts_are_behind_the_last_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        layer, x = mixture(), tokens(29)
+        layer._cuts = False
+        given: list[tuple[int, int]] = []
+
+        def noted(x: torch.Tensor, weights: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:
+            given.append((x.shape[0], int(offs[-1])))
+            return torch.nn.functional.grouped_mm(x, weights, offs=offs)
+
+        monkeypatch.setattr(moe, "grouped_mm", noted)
+        layer(x)
+        _, chosen = layer._route(x)
+        assert given == [(29 * TOPK, int((chosen < REAL).sum()))] * 2
+
+
+def test_what_entered_the_products_is_tallied(products: list[int]) -> None:
+    tally = ExpertTally(torch.device("cpu"))
+    layer = mixture(tally=tally)
+    chosen = [layer._route(x)[1] for x in (tokens(40), tokens(3))]
+    for count in (40, 3):
+        layer(tokens(count))
+    real = sum(int((each < REAL).sum()) for each in chosen)
+    work = tally.read()
+    assert work == ExpertWork(real=real, zero=43 * TOPK - real, product_rows=real)
+    assert sum(products) == 2 * work.product_rows, "each row takes part in two products"
+    assert work.zero > 0
