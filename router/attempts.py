@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 from protocol import cluster_pb2
@@ -38,16 +38,18 @@ class Attempts:
 
     # ---- the decision
 
-    def has_worker_for(self, request: Request) -> bool:
-        """Some decode worker can take it, now or when it has room."""
-        return bool(eligible(self._ask(request), self._members.pool(DECODE)))
+    @property
+    def decode_workers(self) -> list[Worker]:
+        """All there are, whether they have room now or not."""
+        return self._members.pool(DECODE)
 
-    def place(self, request: Request) -> Placed:
-        """Sends it to the workers that suit it best among those with room."""
+    def place(self, request: Request, kept: Set[Worker] = frozenset()) -> Placed:
+        """Sends it to the workers that suit it best among those with room. `kept`: decode workers that it must not go to now."""
         ask = self._ask(request)
-        decoders = eligible(ask, self._members.pool(DECODE))
-        if not decoders:
+        takers = eligible(ask, self.decode_workers)
+        if not takers:
             return Placed.NO_WORKER
+        decoders = [worker for worker in takers if worker not in kept]
         overcommit, window_s = self._config.decode_overcommit, self._config.prefill_window_s
         now = asyncio.get_running_loop().time()
         ready = [worker for worker in decoders if has_decode_room(worker, ask.prompt_tokens, overcommit)]

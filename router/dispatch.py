@@ -45,7 +45,7 @@ class Dispatcher:
         self._attempts = Attempts(config, members, accounting)
         self.turns = Turns()
         """The line of all who write to clients."""
-        self._line = WaitingLine(config, accounting, self._attempts.place, self._end)
+        self._line = WaitingLine(config, accounting, self._attempts, self._end)
         self._open: set[Request] = set()
         self._streaming = 0
         self._idle = asyncio.Event()
@@ -255,7 +255,7 @@ class Dispatcher:
             request.avoided.add(request.prefill.incarnation)
         elif outcome is Outcome.OVERLOADED and request.decode is not None:
             request.avoided.add(request.decode.incarnation)
-            return self._attempts.has_worker_for(request)
+            return any(worker.takes(request.total_tokens, request.avoided) for worker in self._attempts.decode_workers)
         return True
 
     def _go_on(self, request: Request) -> None:

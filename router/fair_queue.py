@@ -9,6 +9,7 @@ A higher class goes before a lower one, with a guard: a class that was passed ov
 with n classes waiting each of them gets at least one turn in `most_passes` + n.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -48,16 +49,18 @@ class _Lane(Generic[Item]):
     """Turns in a row that other classes had while it waited."""
     flows: dict[str, _Flow[Item]] = field(default_factory=dict)
 
-    def next_flow(self) -> _Flow[Item]:
-        """Linear in the tenants of the class: they are configured, so few."""
-        return min((flow for flow in self.flows.values() if flow.items), key=lambda flow: flow.start)
+    def first(self, may_go: Callable[[Item], bool]) -> Item | None:
+        """Whose turn it is. Sorts the tenants of the class: they are configured, so few."""
+        in_turn = sorted((flow for flow in self.flows.values() if flow.items), key=lambda flow: flow.start)
+        return next((item for flow in in_turn for item in flow.items if may_go(item)), None)
 
     def longest(self) -> tuple[str, _Flow[Item]]:
         return max(self.flows.items(), key=lambda entry: entry[1].relative_length)
 
 
 class FairQueue(Generic[Item]):
-    """Requests of one tenant leave in the order in which they came; removing one changes nobody's turn."""
+    """Requests of one tenant leave in the order in which they came, but for those that may not go yet; removing one changes
+    nobody's turn."""
 
     def __init__(self, most_passes: int) -> None:
         self._most_passes = most_passes
@@ -80,24 +83,23 @@ class FairQueue(Generic[Item]):
         flow.items[item] = cost
         self._shares[item] = share
 
-    def peek(self) -> Item | None:
-        """Whom `pop` would return, None when nobody waits; changes nothing."""
-        return next(iter(self._next_lane()[1].next_flow().items)) if self._lanes else None
+    def peek(self, may_go: Callable[[Item], bool] = lambda item: True) -> Item | None:
+        """Whose turn it is among those that may go, None when nobody does; changes nothing."""
+        return next((item for lane in self._lanes_in_turn() if (item := lane.first(may_go)) is not None), None)
 
-    def pop(self) -> Item:
-        """Gives the next one its turn. Raises LookupError when nobody waits."""
-        if not self._lanes:
-            raise LookupError("nobody waits")
-        priority, lane = self._next_lane()
-        flow = lane.next_flow()
-        item, cost = next(iter(flow.items.items()))
-        lane.virtual_time = flow.start
-        flow.start += cost / flow.weight
+    def take(self, item: Item) -> None:
+        """Gives it its turn, which its tenant and its class have had then, whoever was before it. Raises LookupError when it is
+        not waiting."""
+        share = self._shares[item]
+        lane = self._lanes[share.priority]
+        flow = lane.flows[share.tenant]
+        # Those that were passed over keep their smaller tags; who comes now begins where the turns have got to.
+        lane.virtual_time = max(lane.virtual_time, flow.start)
+        flow.start += flow.items[item] / flow.weight
         for other in self._lanes.values():
             other.passes += 1
         lane.passes = 0
-        self._drop(item, priority)
-        return item
+        self._drop(item, share.priority)
 
     def remove(self, item: Item) -> bool:
         """Takes it out without a turn; False when it is not waiting."""
@@ -122,11 +124,12 @@ class FairQueue(Generic[Item]):
             return next(reversed(flow.items))
         return None
 
-    def _next_lane(self) -> tuple[int, _Lane[Item]]:
-        starving = [entry for entry in self._lanes.items() if entry[1].passes >= self._most_passes]
-        if starving:
-            return max(starving, key=lambda entry: (entry[1].passes, entry[0]))
-        return max(self._lanes.items(), key=lambda entry: entry[0])
+    def _lanes_in_turn(self) -> list[_Lane[Item]]:
+        def turn(entry: tuple[int, _Lane[Item]]) -> tuple[int, int]:
+            priority, lane = entry
+            return (lane.passes if lane.passes >= self._most_passes else 0, priority)
+
+        return [lane for _, lane in sorted(self._lanes.items(), key=turn, reverse=True)]
 
     def _drop(self, item: Item, priority: int) -> None:
         lane = self._lanes[priority]

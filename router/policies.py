@@ -131,12 +131,4 @@ def policy_by_name(name: str, slo_ttft_s: float | None = None, slo_itl_s: float 
 
 def eligible(ask: Ask, pool: Iterable[Worker]) -> list[Worker]:
     """The filter: workers that take new work and can hold this request."""
-    return [
-        worker
-        for worker in pool
-        if not worker.is_draining and worker.incarnation not in ask.avoided and _holds(worker, ask.total_tokens)
-    ]
-
-
-def _holds(worker: Worker, tokens: int) -> bool:
-    return worker.max_tokens is None or tokens <= worker.max_tokens
+    return [worker for worker in pool if worker.takes(ask.total_tokens, ask.avoided)]

@@ -1,19 +1,21 @@
 """Requests that are accepted and at no worker: in the fair queue while workers have no room, set aside while there is none.
 
-Effects are timers, and calls of what it was given: `place`, which tries to send a request to workers, and `give_up`.
+Effects are timers, and calls of what it was given: `Places`, which send a request to workers, and `give_up`.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import Protocol
 
 from protocol.outcomes import Outcome
 from router.accounting import Accounting
 from router.config import RouterConfig
 from router.fair_queue import FairQueue, Share
 from router.request import End, Request
+from router.workers import Worker
 from telemetry.recent import RecentRate
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,17 @@ class Placed(Enum):
     NO_WORKER = auto()
 
 
+class Places(Protocol):
+    """Where those who wait can go."""
+
+    def place(self, request: Request, kept: Set[Worker]) -> Placed:
+        """Sends it to workers if it can, but not to a decode worker of `kept`."""
+
+    @property
+    def decode_workers(self) -> Sequence[Worker]:
+        """All there are, whether they have room now or not."""
+
+
 @dataclass
 class _Wait:
     """One request's timers here."""
@@ -51,18 +64,20 @@ class WaitingLine:
         self,
         config: RouterConfig,
         accounting: Accounting,
-        place: Callable[[Request], Placed],
+        places: Places,
         give_up: Callable[[Request, End], None],
     ) -> None:
         self._config = config
         self._accounting = accounting
-        self._place = place
+        self._places = places
         self._give_up = give_up
         self._queue: FairQueue[Request] = FairQueue(config.priority_turns)
         self._set_aside: dict[Request, None] = {}
         self._waits: dict[Request, _Wait] = {}
+        self._kept: set[Worker] = set()
+        """Decode workers that somebody waits for whose turn has come. Nobody goes there before."""
         self._is_stuck = False
-        """The next one was refused, and nothing has changed since."""
+        """Nobody else can go, and nothing has changed since."""
         self._drain = RecentRate()
         self._moved_at: float | None = None
         """When it moved last; None unless somebody has to wait for room."""
@@ -102,29 +117,50 @@ class WaitingLine:
 
     def note_room(self) -> None:
         """Something was taken off a worker, or a worker has reported: the next one may fit now."""
+        self._kept.clear()
         self._is_stuck = False
 
     def pump(self) -> None:
-        """Places whom it can, in turn. Costs nothing while there is no news of room."""
-        while not self._is_stuck and (request := self._queue.peek()) is not None:
+        """Places whom it can, in turn. Costs nothing while there is no news.
+
+        Who finds no room keeps all workers that could take it until there is news of room. So nobody gets past it to one of
+        them, however little he needs; and who can go to another worker does not wait behind it.
+        """
+        while (request := self._next()) is not None:
             try:
-                placed = self._place(request)
+                placed = self._places.place(request, self._kept)
             except Exception:
                 logger.exception("request %s", request.request_id)
                 self._give_up(request, End(Outcome.INTERNAL, "the router failed to place the request"))
                 continue
             if placed is Placed.NO_ROOM:
-                self._is_stuck = True
+                self._kept.update(worker for worker in self._places.decode_workers if _takes(worker, request))
                 self._moved_at = self._moved_at or asyncio.get_running_loop().time()
                 continue
             if placed is Placed.NO_WORKER:
                 self._put_aside(request)
                 continue
-            self._queue.pop()
+            self._queue.take(request)
             self.leave(request)
             self._note_move()
         if not self._queue:
             self._moved_at = None
+
+    def _next(self) -> Request | None:
+        """Whose turn it is among those that could go to a worker nobody keeps."""
+        if self._is_stuck:
+            return None
+        request = None
+        if not self._kept:
+            request = self._queue.peek()
+        elif open_workers := self._open_workers():
+            request = self._queue.peek(lambda request: any(_takes(worker, request) for worker in open_workers))
+        self._is_stuck = request is None
+        return request
+
+    def _open_workers(self) -> list[Worker]:
+        """Mostly none when somebody waits: few requests are too long for some workers, or were given back by one."""
+        return [worker for worker in self._places.decode_workers if worker not in self._kept and not worker.is_draining]
 
     def on_worker_joined(self) -> None:
         """Who was set aside may fit there."""
@@ -144,6 +180,8 @@ class WaitingLine:
             self._queue.push(request, replace(share, priority=_RETURNING), cost=0)
         else:
             self._queue.push(request, share, cost=request.charge.tokens)
+        if self._is_stuck:  # it may go where those that wait already cannot
+            self._is_stuck = bool(self._kept) and not any(_takes(worker, request) for worker in self._open_workers())
 
     def _note_move(self) -> None:
         if self._moved_at is not None:
@@ -165,3 +203,7 @@ class WaitingLine:
         message = f"no worker had room within {self._config.queue_timeout_s:g} s (queue_timeout_s); a retry can help"
         self._give_up(request, End(Outcome.OVERLOADED, message, retry_after_s=self.retry_after_s))
         self.pump()
+
+
+def _takes(worker: Worker, request: Request) -> bool:
+    return worker.takes(request.total_tokens, request.avoided)

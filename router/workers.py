@@ -1,8 +1,9 @@
 """The cluster as this router sees it: the set of live worker streams."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from protocol import cluster_pb2
 from protocol.errors import ServalError
@@ -60,7 +61,13 @@ class Worker:
     def pool(self) -> str:
         return POOL_NAMES[self.hello.role]
 
-    @property
+    def takes(self, total_tokens: int, avoided: Set[int]) -> bool:
+        """It takes new work, and can hold a request of that length (prompt and longest answer) once it has room. `avoided`:
+        incarnations that must not get it."""
+        is_long = self.max_tokens is not None and total_tokens > self.max_tokens
+        return not (self.is_draining or is_long or self.incarnation in avoided)
+
+    @cached_property
     def max_tokens(self) -> int | None:
         """The longest request, prompt and answer, that it can hold; None where it did not say."""
         pool = self.hello.kv_blocks * self.hello.block_size

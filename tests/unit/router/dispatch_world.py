@@ -52,8 +52,10 @@ class World:
         self.tasks: list[Task] = []
         self.workers: list[Worker] = []
 
-    def accept(self, tenant: str = "default", sibling_of: Request | None = None, **sampling: Any) -> Request:
-        spec = GenerateSpec(PROMPT, SamplingParams(**{"max_tokens": MAX_TOKENS, **sampling}))
+    def accept(
+        self, tenant: str = "default", sibling_of: Request | None = None, prompt: tuple[int, ...] = PROMPT, **sampling: Any
+    ) -> Request:
+        spec = GenerateSpec(prompt, SamplingParams(**{"max_tokens": MAX_TOKENS, **sampling}))
         name = RequestId(f"r{len(self.requests)}")
         request = self.dispatcher.accept(name, spec, Caller(tenant), sibling_of=sibling_of)
         self.requests.append(request)

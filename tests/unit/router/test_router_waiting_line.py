@@ -121,6 +121,71 @@ async def test_a_worker_that_joins_takes_over_the_line() -> None:
     assert [request.decode for request in requests[1:]] == [other, other]
 
 
+# ---- some can go where others cannot
+
+LONG = 100
+"""Tokens of an answer that a small worker cannot hold."""
+
+
+def with_small_worker(**config: Any) -> tuple[World, Worker, Worker]:
+    """One worker that takes all, one that takes short requests alone; each computes one at a time."""
+    world, large = world_of(**config)
+    return world, large, world.join("decode", "small", max_sequences=1, max_model_len=20)
+
+
+async def test_who_waits_for_one_worker_holds_up_nobody_who_can_go_to_another() -> None:
+    world, large, small = with_small_worker()
+    running, waiting = (world.accept(max_tokens=LONG) for _ in range(2))
+    assert (running.decode, waiting.decode) == (large, None)
+    short = [world.accept() for _ in range(3)]
+    assert [request.decode for request in short] == [small, None, None]
+    finish(world, short[0])
+    assert short[1].decode is small and waiting.decode is None
+    finish(world, running)
+    assert waiting.decode is large, "it was first of those that may go there"
+    assert short[2].decode is None
+
+
+async def test_nobody_gets_past_another_to_a_worker_that_both_may_go_to() -> None:
+    world = World(**ONE_AT_A_TIME)
+    large = world.join("decode", "e", block_size=16, kv_blocks=8)
+    world.accept()
+    world.report(large, running=1, kv_blocks_total=4, kv_blocks_used=3)
+    other = world.join("decode", "small", max_sequences=1, max_model_len=20)
+    wide = world.accept(prompt=tuple(range(20)), max_tokens=LONG)
+    assert wide.decode is None, "no room for its prompt"
+    narrow = [world.accept(max_tokens=LONG) for _ in range(2)]
+    assert [request.decode for request in narrow] == [None, None], "one would fit, and would take what is becoming free"
+    assert world.accept().decode is other
+    world.report(large, running=1, kv_blocks_total=8, kv_blocks_used=4)
+    assert wide.decode is large
+
+
+async def test_a_request_that_a_worker_gave_back_waits_for_the_others_alone() -> None:
+    world = World(**ONE_AT_A_TIME, max_retries=2)
+    first, second = (world.join("decode", name, max_sequences=1) for name in "ab")
+    begun, other = world.accept(), world.accept()
+    assert (begun.decode, other.decode) == (first, second)
+    task = world.task_of(begun)
+    world.tasks.remove(task)
+    world.say(task, 0, "overloaded")
+    assert not begun.is_at_decode, "it may only go to b, which is full"
+    assert world.accept().decode is first
+    finish(world, other)
+    assert begun.decode is second
+
+
+async def test_going_past_others_is_paid_for() -> None:
+    world, large, small = with_small_worker(tenants={"greedy": TenantLimits(), "modest": TenantLimits()})
+    running = world.accept("modest", max_tokens=LONG)
+    blocked = world.accept("greedy", max_tokens=LONG)
+    shorts = [world.accept("greedy") for _ in range(3)]
+    other = world.accept("modest", max_tokens=LONG)
+    assert (running.decode, shorts[0].decode, blocked.decode, other.decode) == (large, small, None, None)
+    finish(world, running)
+    assert other.decode is large and blocked.decode is None, "greedy has had more than modest"
+
+
 # ---- turns
 
 
