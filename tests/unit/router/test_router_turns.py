@@ -2,7 +2,7 @@
 
 import asyncio
 
-from router.turns import FEWEST_PER_ROUND, ROUNDS, News, Turns
+from router.turns import FEWEST_PER_ROUND, ROUNDS, ROUNDS_TO_READ, News, Turns
 
 WAIT_S = 5.0
 
@@ -77,11 +77,13 @@ async def test_a_round_serves_a_few_and_a_long_line_takes_a_bounded_number_of_ro
         writer.give()
     await asyncio.sleep(0)
     assert len(log) == FEWEST_PER_ROUND
-    await asyncio.sleep(0)
-    assert len(log) <= FEWEST_PER_ROUND + 320 // ROUNDS
+    for _ in range(ROUNDS_TO_READ):
+        await asyncio.sleep(0)
+    assert len(log) <= FEWEST_PER_ROUND + 320 // ROUNDS, "between writers there is room for reading"
     served_by_round = []
     for _ in range(3 * ROUNDS):
-        await asyncio.sleep(0)
+        for _ in range(1 + ROUNDS_TO_READ):
+            await asyncio.sleep(0)
         served_by_round.append(len(log))
     assert served_by_round[ROUNDS] > 320 / 2
     await until_all_wrote(made)
@@ -97,7 +99,7 @@ async def test_first_news_go_before_those_of_writers_that_have_begun() -> None:
     for writer in [*begun, fresh]:
         writer.give()
     await until_all_wrote(made)
-    assert log.index(fresh.name) == FEWEST_PER_ROUND, "it went before all who were not awake already"
+    assert log.index(fresh.name) <= FEWEST_PER_ROUND, "it went before all who were not awake already"
 
 
 async def test_a_writer_that_went_away_takes_no_turn_from_others() -> None:
