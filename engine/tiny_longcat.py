@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.models.blueprint import tensor_shapes
-from engine.models.longcat_names import MTP_PREFIX, mtp_tensor_names
+from engine.models.longcat_names import MTP_EMBEDDING, MTP_PREFIX
 from engine.models.registry import read_model_config
 from engine.tiny_tokenizer import ByteTokenizer, write_json
 
@@ -100,30 +100,11 @@ def write_tiny_longcat(folder: Path, *, seed: int = 0, dtype: torch.dtype = torc
     write_json(folder / "generation_config.json", {"bos_token_id": BOS_TOKEN_ID, "eos_token_id": EOS_TOKEN_ID})
     TOKENIZER.write(folder)
     generator = torch.Generator().manual_seed(seed)
-    shapes = tensor_shapes(read_model_config(folder)) | _mtp_shapes()
+    config = read_model_config(folder).with_draft_head()
+    assert config is not None
+    shapes = tensor_shapes(config) | {MTP_EMBEDDING: (config.vocab_size, config.hidden_size)}
     _write_files(folder, {name: _draw(name, shape, generator).to(dtype) for name, shape in shapes.items()})
     return folder
-
-
-def _mtp_shapes() -> dict[str, tuple[int, ...]]:
-    hidden, inner, heads = CONFIG["hidden_size"], CONFIG["ffn_hidden_size"], CONFIG["num_attention_heads"]
-    query_rank, latent, rope = CONFIG["q_lora_rank"], CONFIG["kv_lora_rank"], CONFIG["qk_rope_head_dim"]
-    nope, value = CONFIG["qk_nope_head_dim"], CONFIG["v_head_dim"]
-    matrices = {
-        "embed_tokens": (CONFIG["vocab_size"], hidden),
-        "eh_proj": (hidden, 2 * hidden),
-        "q_a_proj": (query_rank, hidden),
-        "q_a_layernorm": (query_rank,),
-        "q_b_proj": (heads * (nope + rope), query_rank),
-        "kv_a_proj_with_mqa": (latent + rope, hidden),
-        "kv_a_layernorm": (latent,),
-        "kv_b_proj": (heads * (nope + value), latent),
-        "o_proj": (hidden, heads * value),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
-    }
-    return {name: matrices.get(_kind(name), (hidden,)) for name in mtp_tensor_names()}
 
 
 def _kind(name: str) -> str:

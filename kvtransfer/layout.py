@@ -34,6 +34,8 @@ class KVLayout:
     """Elements of one token's entry in one layer: latent width, or 2 x KV heads x head size."""
     parallel_split: str = "1"
     """How the entry is divided over ranks; "1": not at all."""
+    draft_layers: int = 0
+    """Of `layers`, the last ones: those of a head that drafts tokens. Both sides draft with it, or neither does."""
 
     def __post_init__(self) -> None:
         if min(self.layers, self.block_size, self.entry_width) < 1:
@@ -60,9 +62,14 @@ class KVLayout:
 
     @property
     def fingerprint(self) -> str:
-        """Equal exactly when KV bytes mean the same on both sides; compared before the first byte is sent."""
+        """Equal exactly when KV bytes mean the same on both sides; compared before the first byte is sent.
+
+        It begins with what people can change by a setting, so that two that differ tell why.
+        """
         fields = json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
-        return f"kv{FORMAT}-{hashlib.sha256(fields.encode()).hexdigest()[:32]}"
+        drafting = "-mtp" if self.draft_layers else ""
+        shown = f"{self.dtype}-{self.layers}x{self.block_size}x{self.entry_width}{drafting}"
+        return f"kv{FORMAT}-{shown}-{hashlib.sha256(fields.encode()).hexdigest()[:32]}"
 
     def words_of(self, pool: torch.Tensor) -> torch.Tensor:
         """The pool as int64 `[layers * num_blocks, block_words]`, sharing its memory. Raises ConfigError for another shape."""

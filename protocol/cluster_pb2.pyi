@@ -800,6 +800,7 @@ class FirstToken(_message.Message):
     PREFILL_S_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     BUSY_S_FIELD_NUMBER: _builtins.int
+    DRAFT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     prefill_s: _builtins.float
     busy_s: _builtins.float
@@ -808,6 +809,10 @@ class FirstToken(_message.Message):
     def logprobs(self) -> _serval_pb2.TokenLogprobs: ...
     @_builtins.property
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_serval_pb2.TokenLogprobs]: ...
+    @_builtins.property
+    def draft_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """guesses at the tokens after it, to be verified by the first decode step; may be none"""
+
     def __init__(
         self,
         *,
@@ -816,10 +821,11 @@ class FirstToken(_message.Message):
         prefill_s: _builtins.float = ...,
         prompt_logprobs: _abc.Iterable[_serval_pb2.TokenLogprobs] | None = ...,
         busy_s: _builtins.float = ...,
+        draft_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_s", b"busy_s", "logprobs", b"logprobs", "prefill_s", b"prefill_s", "prompt_logprobs", b"prompt_logprobs", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_s", b"busy_s", "draft_token_ids", b"draft_token_ids", "logprobs", b"logprobs", "prefill_s", b"prefill_s", "prompt_logprobs", b"prompt_logprobs", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from engine.models.blueprint import Parameters, count_parameters
+from engine.models.blueprint import Parameters, count_draft_head, count_parameters
 from engine.models.registry import read_model_config
 
 
@@ -21,6 +21,13 @@ def model_report(folder: Path, expert_split: int) -> Iterator[tuple[str, str]]:
     yield "parameters", _count(parameters.total)
     yield "activated per token", _activated(parameters)
     yield "KV per token", f"{kv_bytes:,} bytes ({config.num_kv_layers} layers of {config.entry_width} values)"
+    if (drafting := config.with_draft_head()) is not None:
+        shared, own = map(_count, count_draft_head(config))
+        yield (
+            "with the MTP head",
+            f"{drafting.kv_bytes_per_token(value_bytes):,} bytes per token ({drafting.num_kv_layers} layers)",
+        )
+        yield "MTP head's parameters", f"{shared}, or {own} with an embedding of its own"
     yield "KV of a full context", f"{_size(kv_bytes * positions)} ({positions:,} tokens)"
     split = f", the experts split over {expert_split} workers" if expert_split > 1 else ""
     yield "weights of a worker", f"{_size(held * value_bytes)} ({_count(held)} parameters{split})"

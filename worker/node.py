@@ -135,4 +135,5 @@ def layout_of(spec: WorkerSpec, engine: Engine) -> KVLayout:
         layers=pool.num_layers,
         block_size=pool.block_size,
         entry_width=pool.entry_width,
+        draft_layers=engine.model_config.num_draft_layers,
     )

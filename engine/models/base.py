@@ -17,6 +17,27 @@ OnHidden = Callable[[torch.Tensor], None]
 """Called with the last layer's residual stream of the whole batch, [tokens, hidden_size]; `Model.logits` takes rows of it."""
 
 
+class DraftHead(Protocol):
+    """A small part of a model that guesses the token after the next one (multi-token prediction, MTP)."""
+
+    def draft(
+        self,
+        batch: Batch,
+        hidden: torch.Tensor,
+        next_token_ids: torch.Tensor,
+        chosen: torch.Tensor,
+        pool: KVPool,
+        attention: AttentionBackend,
+        on_layer: OnLayer | None = None,
+    ) -> torch.Tensor | None:
+        """Computes the head's own KV of the whole batch, and its logits where it is asked; after `Model.forward` of `batch`.
+
+        hidden: what that forward gave to OnHidden. next_token_ids [tokens]: per row of the batch, the token after it. chosen [n]:
+        rows of that forward's logits. Returns [n, vocab_size], for each chosen row what may follow its next token, or None where
+        nothing is sampled.
+        """
+
+
 class Model(Protocol):
     """Weights and the forward pass. Owns no KV."""
 
@@ -25,6 +46,10 @@ class Model(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def draft_head(self) -> DraftHead | None:
+        """Where the model has one and it is on; then it computes the pool's last KV layer, which `forward` leaves alone."""
 
     def attention_over(self, pool: KVPool) -> AttentionBackend:
         """The attention of this model's heads over `pool`, which has its KV layers and entries."""

@@ -38,7 +38,7 @@ class Blueprint:
 @dataclass(frozen=True)
 class Parameters:
     """Counts. A token activates what is multiplied for it: not the table in which its embedding is looked up, and of the experts
-    those that its router chooses, zero experts being free. The head for drafting is counted nowhere."""
+    those that its router chooses, zero experts being free. A head for drafting is counted only where it is on."""
 
     total: int
     experts: int
@@ -60,6 +60,16 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     build_model(config, blueprint, EngineConfig(), dtype=torch.bfloat16, device=meta, max_model_len=1)
     assert set(blueprint.shapes) == blueprint.expected, "a model must read what it expects"
     return blueprint.shapes
+
+
+def count_draft_head(config: ModelConfig) -> tuple[int, int]:
+    """Parameters that its family's head for drafting adds, without an embedding of its own and with one; 0 where it has none."""
+    drafting = config.with_draft_head()
+    if drafting is None:
+        return 0, 0
+    shapes, all_shapes = tensor_shapes(config), tensor_shapes(drafting)
+    added = sum(prod(shape) for name, shape in all_shapes.items() if name not in shapes)
+    return added, added + prod(shapes[INPUT_EMBEDDING])
 
 
 def count_parameters(config: ModelConfig) -> Parameters:

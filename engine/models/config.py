@@ -31,6 +31,15 @@ class ModelConfig(ABC):
         """Attentions in the model: each keeps a KV entry per token."""
 
     @property
+    def num_draft_layers(self) -> int:
+        """Of the KV layers, the last ones: those of a head that drafts tokens, where it is computed."""
+        return 0
+
+    def with_draft_head(self) -> "ModelConfig | None":
+        """The same with such a head computed; None where the family has none."""
+        return None
+
+    @property
     @abstractmethod
     def entry_width(self) -> int:
         """Values that one attention keeps of one token."""

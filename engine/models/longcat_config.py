@@ -1,7 +1,7 @@
 """What config.json says about a LongCat-Flash model. Anything we would compute wrongly is refused here."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,19 @@ class LongcatConfig(ModelConfig):
     softmax_scale: float
     weight_block: tuple[int, int] | None
     """Rows and columns that share a scale, where the checkpoint's matrices are 8-bit (some may be left as they were)."""
+    with_mtp: bool = False
+    """Whether the MTP head is computed too. config.json does not say whether there is one; the checkpoint's tensors do."""
 
     @property
     def num_kv_layers(self) -> int:
-        return 2 * self.num_layers
+        return 2 * self.num_layers + self.num_draft_layers
+
+    @property
+    def num_draft_layers(self) -> int:
+        return int(self.with_mtp)
+
+    def with_draft_head(self) -> "LongcatConfig":
+        return replace(self, with_mtp=True)
 
     @property
     def entry_width(self) -> int:

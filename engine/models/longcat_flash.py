@@ -12,6 +12,7 @@ from engine.batch import Batch
 from engine.kv_pool import KVPool
 from engine.models.base import OnHidden, OnLayer, finish_forward
 from engine.models.longcat_config import LongcatConfig
+from engine.models.longcat_mtp import MtpHead
 from engine.models.longcat_weights import LongcatReader
 from engine.models.mla import Mla
 from engine.models.rope import RopeTable
@@ -19,7 +20,7 @@ from engine.models.weights import TensorSource, WeightReader
 
 
 class LongcatModel:
-    """A Model (engine/models/base.py). Layer L's attentions are KV layers 2L and 2L + 1."""
+    """A Model (engine/models/base.py). Layer L's attentions are KV layers 2L and 2L + 1; the MTP head's, if it is on, the last."""
 
     def __init__(
         self,
@@ -37,6 +38,11 @@ class LongcatModel:
         self._embedding = reader.embedding()
         self._layers = [reader.layer(index) for index in range(config.num_layers)]
         self._norm, self._head = reader.head()
+        self.draft_head: MtpHead | None = None
+        if config.with_mtp:
+            layer = reader.mtp_layer(self._embedding)
+            kv_layer = 2 * config.num_layers
+            self.draft_head = MtpHead(layer, self._norm, self._head, self._rope, kv_layer)
 
     def attention_over(self, pool: KVPool) -> MlaAttention:
         config = self.config
@@ -48,7 +54,10 @@ class LongcatModel:
             value=config.v_head_dim,
             scale=config.softmax_scale,
         )
-        return MlaAttention(pool, shape, [attention.projections for layer in self._layers for attention in layer.attentions])
+        attentions = [attention for layer in self._layers for attention in layer.attentions]
+        if self.draft_head is not None:
+            attentions.append(self.draft_head.attention)
+        return MlaAttention(pool, shape, [attention.projections for attention in attentions])
 
     def forward(
         self,
@@ -89,8 +98,9 @@ class _AttentionCores:
 
     def run(self, kv_layer: int, attention: Mla, x: torch.Tensor) -> torch.Tensor:
         """What attention gives back to the residual stream; its KV is in the pool, and told of, before its core computes."""
-        query, entries = attention.project(x, self._rope, *self._turn)
-        self._pool.write(kv_layer, self._batch.slots, entries)
+        down = attention.down(x)
+        self._pool.write(kv_layer, self._batch.slots, attention.entries(down, self._rope, *self._turn))
         if self._on_layer is not None:
             self._on_layer(kv_layer, self._batch)
+        query = attention.queries(down, self._rope, *self._turn)
         return attention.output(self._attention.attend(kv_layer, query, self._plan))

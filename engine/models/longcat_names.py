@@ -3,6 +3,7 @@
 from engine.models.longcat_config import LongcatConfig
 
 MTP_PREFIX = "model.mtp."
+MTP_LAYER = f"{MTP_PREFIX}layers.0"
 ATTENTION = ("q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 HALVES = (0, 1)
@@ -15,12 +16,15 @@ def tensor_names(config: LongcatConfig) -> list[str]:
     return ["model.embed_tokens.weight", *layers, "model.norm.weight", "lm_head.weight"]
 
 
+MTP_EMBEDDING = f"{MTP_PREFIX}embed_tokens.weight"
+"""A checkpoint may leave it out: then the head looks its tokens up in the model's own table."""
+
+
 def mtp_tensor_names() -> list[str]:
     """Those of the head that drafts a second token, which has one layer."""
     layer = ["enorm.m.weight", "hnorm.m.weight", "eh_proj.weight", "input_layernorm.weight", "post_attention_layernorm.weight"]
     layer += [f"self_attn.{name}.weight" for name in ATTENTION] + [f"transformer_layer.mlp.{name}.weight" for name in MLP]
-    own = [f"{MTP_PREFIX}{name}.weight" for name in ("embed_tokens", "norm")]
-    return own + [f"{MTP_PREFIX}layers.0.{name}" for name in layer]
+    return [MTP_EMBEDDING, f"{MTP_PREFIX}norm.weight", *(f"{MTP_LAYER}.{name}" for name in layer)]
 
 
 def _layer(config: LongcatConfig) -> list[str]:

@@ -8,14 +8,19 @@ import torch
 from engine.attention.mla import LatentProjections
 from engine.linear import Linear, can_pack
 from engine.models.longcat_config import LongcatConfig
-from engine.models.longcat_names import HALVES, MTP_PREFIX, mtp_tensor_names, tensor_names
+from engine.models.longcat_names import HALVES, MTP_EMBEDDING, MTP_LAYER, MTP_PREFIX, mtp_tensor_names, tensor_names
 from engine.models.mla import Mla, MlaParts, halves_from_pairs
 from engine.models.mlp import SwiGlu
 from engine.models.moe import ExpertWeights, MixtureOfExperts, RouterWeights
 from engine.models.norm import RmsNorm
-from engine.models.weights import SCALE_SUFFIX, WeightReader
+from engine.models.weights import SCALE_SUFFIX, TensorSource, WeightReader
 
 log = logging.getLogger(__name__)
+
+
+def has_mtp_head(source: TensorSource) -> bool:
+    """Whether there is any tensor of it; what it lacks is said when it is read."""
+    return any(name in source for name in mtp_tensor_names())
 
 
 @dataclass(frozen=True)
@@ -29,18 +34,37 @@ class LongcatLayer:
     experts: MixtureOfExperts
 
 
+@dataclass(frozen=True)
+class MtpLayer:
+    """The MTP head's parts: one latent attention and one dense MLP over a token joined with the hidden state before it."""
+
+    embedding: torch.Tensor
+    token_norm: RmsNorm
+    hidden_norm: RmsNorm
+    joint: Linear
+    """Of a token's normalised embedding and a normalised hidden state, side by side, to one hidden state."""
+    input_norm: RmsNorm
+    attention: Mla
+    post_attention_norm: RmsNorm
+    mlp: SwiGlu
+    norm: RmsNorm
+    """Before the product that makes logits, which is the model's own."""
+
+
 class LongcatReader:
     """Checks the tensors' names at once and reads each once. Needs memory for little more than the model."""
 
     def __init__(self, config: LongcatConfig, weights: WeightReader) -> None:
-        """Raises ConfigError when tensors lack or are not expected; those of the MTP head may be there or not."""
+        """Raises ConfigError when tensors lack or are not expected. The MTP head's may be there or not where it is off."""
         self._config = config
         self._weights = weights
         self._packed = can_pack(weights.dtype, weights.device)
-        unused = set(mtp_tensor_names())
-        weights.expect(set(tensor_names(config)), lambda name: name.removesuffix(SCALE_SUFFIX) in unused)
-        if any(name in weights.source for name in unused):
-            log.info("the checkpoint's MTP head (%s*) is left out: nothing here drafts with it yet", MTP_PREFIX)
+        names, head = set(tensor_names(config)), set(mtp_tensor_names())
+        if config.with_mtp:
+            names |= {name for name in head if name != MTP_EMBEDDING or name in weights.source}
+        elif has_mtp_head(weights.source):
+            log.info("the checkpoint's MTP head (%s*) is left out: nothing here drafts with it", MTP_PREFIX)
+        weights.expect(names, lambda name: name.removesuffix(SCALE_SUFFIX) in head - names)
 
     def embedding(self) -> torch.Tensor:
         return self._weights.tensor("model.embed_tokens.weight", self._config.vocab_size, self._config.hidden_size)
@@ -58,6 +82,23 @@ class LongcatReader:
             input_norms=[self._norm(f"{prefix}.input_layernorm.{half}") for half in HALVES],
             post_attention_norms=[self._norm(f"{prefix}.post_attention_layernorm.{half}") for half in HALVES],
             experts=self._experts(f"{prefix}.mlp"),
+        )
+
+    def mtp_layer(self, embedding: torch.Tensor) -> MtpLayer:
+        """`embedding`: the model's, for a head that has none of its own."""
+        hidden = self._config.hidden_size
+        if MTP_EMBEDDING in self._weights.source:
+            embedding = self._weights.tensor(MTP_EMBEDDING, *embedding.shape)
+        return MtpLayer(
+            embedding=embedding,
+            token_norm=self._norm(f"{MTP_LAYER}.enorm.m"),
+            hidden_norm=self._norm(f"{MTP_LAYER}.hnorm.m"),
+            joint=self._linear(self._weights.tensor(f"{MTP_LAYER}.eh_proj.weight", hidden, 2 * hidden)),
+            input_norm=self._norm(f"{MTP_LAYER}.input_layernorm"),
+            attention=self._attention(f"{MTP_LAYER}.self_attn"),
+            post_attention_norm=self._norm(f"{MTP_LAYER}.post_attention_layernorm"),
+            mlp=self._mlp(f"{MTP_LAYER}.transformer_layer.mlp"),
+            norm=self._norm(f"{MTP_PREFIX}norm"),
         )
 
     def _norm(self, name: str, width: int | None = None, scale: float = 1.0) -> RmsNorm:

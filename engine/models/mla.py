@@ -34,18 +34,24 @@ class Mla:
         self.projections = parts.projections
         self.output = parts.output
 
-    def project(
-        self, x: torch.Tensor, rope: RopeTable, cos: torch.Tensor, signed_sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotated queries [tokens, heads, nope + rope] and KV entries [tokens, latent + rope], ready for the pool."""
-        tokens, rotated = x.shape[0], cos.shape[-1]
-        down = self._parts.down(x)
-        low_rank, latent = down[:, : self._query_rank], down[:, self._query_rank : self._query_rank + self._latent]
-        query = self._parts.query_up(self._parts.query_norm(low_rank)).view(tokens, -1, self._nope + rotated)
+        self.down = parts.down
+        """What `queries` and `entries` are made of: of x [tokens, hidden], a row of low ranks per token."""
+
+    def queries(self, down: torch.Tensor, rope: RopeTable, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+        """Rotated, [tokens, heads, nope + rope]."""
+        tokens, rotated = down.shape[0], cos.shape[-1]
+        low_rank = self._parts.query_norm(down[:, : self._query_rank])
+        query = self._parts.query_up(low_rank).view(tokens, -1, self._nope + rotated)
         rope.rotate_(query[..., self._nope :], cos, signed_sin)
+        return query
+
+    def entries(self, down: torch.Tensor, rope: RopeTable, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+        """KV entries [tokens, latent + rope], ready for the pool. Once per `down`: it is rotated in place."""
+        tokens, rotated = down.shape[0], cos.shape[-1]
+        latent = self._parts.latent_norm(down[:, self._query_rank : self._query_rank + self._latent])
         key = down[:, -rotated:].view(tokens, 1, rotated)
         rope.rotate_(key, cos, signed_sin)
-        return query, torch.cat((self._parts.latent_norm(latent), key.squeeze(1)), dim=-1)
+        return torch.cat((latent, key.squeeze(1)), dim=-1)
 
 
 def halves_from_pairs(weight: torch.Tensor, rotated: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from engine.models.llama import LlamaModel
 from engine.models.llama_config import LlamaConfig, read_llama_config
 from engine.models.longcat_config import LongcatConfig, read_longcat_config
 from engine.models.longcat_flash import LongcatModel
+from engine.models.longcat_weights import has_mtp_head
 from engine.models.weights import TensorSource
 from engine.native.decoder import why_not
 from engine.native.library import load_library
@@ -36,6 +37,15 @@ def read_model_config(folder: Path) -> ModelConfig:
     if architecture not in READERS:
         raise ConfigError(f"model: architecture {architecture} is not supported; supported are {', '.join(READERS)}")
     return READERS[architecture](folder, raw, architecture)
+
+
+def choose_draft_head(shape: ModelConfig, source: TensorSource, config: EngineConfig) -> ModelConfig:
+    """`shape` with its head for drafting where `config` wants it and `source` has it. Raises ConfigError where it is wanted for
+    sure and is not there."""
+    drafting = shape.with_draft_head() if has_mtp_head(source) else None
+    if config.speculation == "mtp" and drafting is None:
+        raise ConfigError("speculation: mtp needs a model with an MTP head, and the checkpoint has none; ngram needs nothing")
+    return drafting if drafting is not None and config.speculation in ("mtp", "auto") else shape
 
 
 def build_model(

@@ -74,15 +74,16 @@ def random_model(config: LongcatFlashConfig, seed: int) -> Any:
     return model
 
 
-def write_released(model: Any, folder: Path) -> Path:
-    """config.json without model_type, the tensors under the released names."""
+def write_released(model: Any, folder: Path, head: dict[str, torch.Tensor] | None = None) -> Path:
+    """config.json without model_type, the tensors under the released names; `head`: those of an MTP head, of which transformers
+    knows nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     raw = model.config.to_dict() | {"architectures": ["LongcatFlashForCausalLM"]}
     del raw["model_type"]
     rope = dict(raw.pop("rope_parameters"))
     raw |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope if rope["rope_type"] != "default" else None}
     (folder / "config.json").write_text(json.dumps(raw))
-    save_file(released_tensors(model), folder / "model.safetensors")
+    save_file(released_tensors(model) | (head or {}), folder / "model.safetensors")
     return folder
 
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.models.blueprint import Parameters, count_parameters, tensor_shapes
+from engine.models.blueprint import Parameters, count_draft_head, count_parameters, tensor_shapes
 from engine.models.longcat_config import LongcatConfig
-from engine.models.longcat_names import mtp_tensor_names, tensor_names
+from engine.models.longcat_names import MTP_EMBEDDING, mtp_tensor_names, tensor_names
 from engine.models.registry import read_model_config
 from engine.tiny_longcat import CONFIG, write_tiny_longcat
 from protocol.errors import ConfigError
@@ -80,6 +80,15 @@ class TestChat:
         assert chat.kv_bytes_per_token(2) == 64_512
         assert (chat.num_kv_layers, chat.entry_width) == (56, 576)
 
+    def test_the_draft_head_adds_one_kv_layer_and_its_weights(self, chat: LongcatConfig) -> None:
+        drafting = chat.with_draft_head()
+        assert (drafting.num_kv_layers, drafting.num_draft_layers, chat.num_draft_layers) == (57, 1, 0)
+        assert drafting.kv_bytes_per_token(2) == 65_664
+        shared, own = count_draft_head(chat)
+        assert shared / 1e9 == pytest.approx(0.393, abs=5e-4)
+        assert (own - shared) / 1e9 == pytest.approx(0.805, abs=5e-4)
+        assert set(tensor_shapes(drafting)) - set(tensor_shapes(chat)) == set(mtp_tensor_names()) - {MTP_EMBEDDING}
+
     def test_scales(self, chat: LongcatConfig) -> None:
         assert chat.query_scale == 2.0
         assert chat.latent_scale == pytest.approx(3.4641, abs=1e-4)
@@ -127,11 +136,26 @@ def test_the_draft_head_is_left_out_and_said_so(tmp_path: Path, caplog: pytest.L
     seen: list[tuple[int, int]] = []
     folder = write_tiny_longcat(tmp_path)
     with caplog.at_level(logging.INFO, logger="engine.models.longcat_weights"):
-        config = EngineConfig(dtype="float32", device="cpu", kv_memory_bytes=1 << 20, threads=1)
+        settings: dict[str, Any] = {"dtype": "float32", "device": "cpu", "kv_memory_bytes": 1 << 20, "threads": 1}
+        config = EngineConfig(**settings, speculation="off")
         Engine.load(folder, config, Metrics("decode", "test"), progress=lambda *count: seen.append(count))
     assert "MTP head (model.mtp.*) is left out" in caplog.text
     everything = len(tensor_names(read_model_config(folder)))  # type: ignore[arg-type]
     assert seen == [(done, everything) for done in range(1, everything + 1)]
+
+
+def test_the_draft_head_is_read_where_it_drafts(tmp_path: Path) -> None:
+    """And what it lacks is named, but for its embedding: then it uses the model's."""
+    folder = write_tiny_longcat(tmp_path)
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    tensors = load_file(last)
+    del tensors[MTP_EMBEDDING]
+    save_file(tensors, last)
+    assert load(folder).model.draft_head is not None
+    del tensors["model.mtp.layers.0.eh_proj.weight"]
+    save_file(tensors, last)
+    with pytest.raises(ConfigError, match=r"lacks tensors: model\.mtp\.layers\.0\.eh_proj\.weight$"):
+        load(folder)
 
 
 def test_missing_and_unexpected_tensors_are_listed(tmp_path: Path) -> None:

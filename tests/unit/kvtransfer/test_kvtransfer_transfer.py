@@ -174,7 +174,8 @@ def test_a_lease_must_lie_within_the_zone(first: int, blocks: int, fits: bool) -
 def test_the_fingerprint_tells_layouts_apart() -> None:
     layout = {"model": "m", "revision": "r", "dtype": "bfloat16", "layers": 4, "block_size": 16, "entry_width": 576}
     changes = [{}, {"model": "n"}, {"revision": "s"}, {"dtype": "float16"}, {"layers": 5}, {"block_size": 32}]
-    changes += [{"entry_width": 512}, {"parallel_split": "tp2"}]
+    changes += [{"entry_width": 512}, {"parallel_split": "tp2"}, {"draft_layers": 1}]
+    assert "-bfloat16-4x16x576-mtp-" in KVLayout(**layout, draft_layers=1).fingerprint, "whoever reads it knows what to set"
     assert len({KVLayout(**{**layout, **change}).fingerprint for change in changes}) == len(changes)
     assert KVLayout(**layout).fingerprint == KVLayout(**layout).fingerprint
     assert KVLayout(**layout).block_bytes == 16 * 576 * 2

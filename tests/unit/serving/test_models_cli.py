@@ -25,9 +25,12 @@ def test_a_tiny_model_is_made_and_inspected(
         assert "813.65k" in report
         assert "345.74k to 456.34k, 419.47k on average" in report
         assert "640 bytes (4 layers of 40 values)" in report
+        assert "800 bytes per token (5 layers)" in report
+        assert "97.58k, or 123.12k with an embedding of its own" in report
         assert "1.84 MiB (481.87k parameters, the experts split over 4 workers)" in report
     else:
         assert "1,024 bytes (4 layers of 64 values)" in report
+        assert "MTP" not in report
 
 
 def test_no_model_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

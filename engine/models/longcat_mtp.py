@@ -1,0 +1,72 @@
+"""LongCat-Flash's MTP head: from the model's hidden state and the token drawn from it, the token after that one.
+
+At position i it computes eh_proj(enorm(embedding of token i + 1), hnorm(hidden state of token i after the final norm)), then one
+latent attention, one dense MLP and a norm; the model's own lm_head makes logits. Names and order are those of the released
+checkpoint. Its attention has one KV layer, entry i at position i.
+"""
+
+import torch
+from torch.nn.functional import embedding
+
+from engine.attention.base import AttentionBackend
+from engine.batch import Batch, Span
+from engine.kv_pool import KVPool
+from engine.linear import Linear
+from engine.models.base import OnLayer
+from engine.models.longcat_weights import MtpLayer
+from engine.models.norm import RmsNorm
+from engine.models.rope import RopeTable
+
+
+class MtpHead:
+    """A DraftHead (engine/models/base.py).
+
+    Only one layer hangs on the whole batch: its KV. So a prompt's tokens pass the two projections that lead to it and nothing else;
+    attention runs over the rows that are sampled, and all that comes after over those that are chosen.
+    """
+
+    def __init__(self, layer: MtpLayer, model_norm: RmsNorm, lm_head: Linear, rope: RopeTable, kv_layer: int) -> None:
+        self.attention = layer.attention
+        self._layer = layer
+        self._model_norm = model_norm
+        self._lm_head = lm_head
+        self._rope = rope
+        self._kv_layer = kv_layer
+
+    def draft(
+        self,
+        batch: Batch,
+        hidden: torch.Tensor,
+        next_token_ids: torch.Tensor,
+        chosen: torch.Tensor,
+        pool: KVPool,
+        attention: AttentionBackend,
+        on_layer: OnLayer | None = None,
+    ) -> torch.Tensor | None:
+        layer = self._layer
+        tokens = layer.token_norm(embedding(next_token_ids, layer.embedding))
+        x = layer.joint(torch.cat((tokens, layer.hidden_norm(self._model_norm(hidden))), dim=-1))
+        down = layer.attention.down(layer.input_norm(x))
+        turn = self._rope.at(batch.positions)
+        pool.write(self._kv_layer, batch.slots, layer.attention.entries(down, self._rope, *turn))
+        if on_layer is not None:
+            on_layer(self._kv_layer, batch)
+        if not batch.sampled:
+            return None
+        tails = _sampled_tails(batch)
+        if tails is not batch:
+            rows = batch.sampled_rows
+            x, down, turn = x[rows], down[rows], (turn[0][rows], turn[1][rows])
+        query = layer.attention.queries(down, self._rope, *turn)
+        attended = attention.attend(self._kv_layer, query, attention.plan(tails))
+        x = layer.attention.output(attended[chosen]).add_(x[chosen])
+        x = layer.mlp(layer.post_attention_norm(x)).add_(x)
+        return self._lm_head(layer.norm(x))
+
+
+def _sampled_tails(batch: Batch) -> Batch:
+    """The rows of `batch` that are sampled, from each sequence's last known token on; `batch` itself where those are all."""
+    if len(batch.sampled) == batch.num_tokens:
+        return batch
+    tails = [Span(span.sequence, span.known_end - 1, span.end, span.drafts) for span in batch.sampled_spans]
+    return Batch(tails, batch.block_size, batch.device)
