@@ -176,7 +176,8 @@ class RouterConfig(BaseModel):
     client_stall_s: float = Field(
         default=30.0,
         gt=0,
-        description="Seconds a client may take no byte that waits for it before it is dropped (TCP_USER_TIMEOUT).",
+        description="Seconds a client may take no byte that waits for it before it is dropped: over HTTP its connection "
+        "(TCP_USER_TIMEOUT), over gRPC the call.",
     )
     long_prompt_characters: int = Field(
         default=2048,

@@ -1,8 +1,9 @@
 """serval.v1.Serval: the gRPC front. Status codes say what the HTTP front says by status."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -39,6 +40,14 @@ CODES = {
 }
 
 
+_STATUS_S = 1.0
+"""How long a status may take to leave that goes behind bytes which nobody takes."""
+
+
+class _Stalled(Exception):
+    """The client takes nothing of what it asked for."""
+
+
 class ServalService(serval_pb2_grpc.ServalServicer):
     """Each call owns its requests: when the call ends, for whatever reason, the dispatcher hears of it."""
 
@@ -50,8 +59,10 @@ class ServalService(serval_pb2_grpc.ServalServicer):
         dispatcher: Dispatcher,
         accounting: Accounting,
         caller_of: Callable[[str | None], Caller],
+        client_stall_s: float,
         tracing: Tracing = OFF,
     ) -> None:
+        """`client_stall_s`: how long one message may wait for its client to take it."""
         self._model = model
         self._tokenizer = tokenizer
         self._admission = admission
@@ -59,11 +70,10 @@ class ServalService(serval_pb2_grpc.ServalServicer):
         self._dispatcher = dispatcher
         self._accounting = accounting
         self._caller_of = caller_of
+        self._client_stall_s = client_stall_s
         self._tracing = tracing
 
-    async def Generate(  # noqa: N802
-        self, request: serval_pb2.GenerateRequest, context: Any
-    ) -> AsyncIterator[serval_pb2.GenerateResponse]:
+    async def Generate(self, request: serval_pb2.GenerateRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
         remaining_s = context.time_remaining()
         deadline = None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
         client_id, request_id = request_ids(_metadata(context).get("x-request-id"))
@@ -87,14 +97,34 @@ class ServalService(serval_pb2_grpc.ServalServicer):
                 if any(piece.is_last for piece in pieces):
                     await answers.wait_settled()
                 for piece in pieces:
-                    yield choices[piece.choice].response(piece)
+                    await self._write(context, choices[piece.choice].response(piece))
             failed = answers.failed
+        except _Stalled:
+            calls.abandon(self._dispatcher, answers)  # now, and not when the status has left
+            await self._give_up(context)
+            return
         finally:
             late = deadline is not None and asyncio.get_running_loop().time() >= deadline
             calls.abandon(self._dispatcher, answers, Outcome.DEADLINE if late else Outcome.CANCELLED)
             trace.finish(answers)
         if failed is not None and failed.end is not None:
             await context.abort(CODES[failed.end.outcome], _message(failed), _retry_after(failed.end.retry_after_s))
+
+    async def _write(self, context: Any, response: serval_pb2.GenerateResponse) -> None:
+        """Returns when the transport has taken it, which it does no faster than the client reads. Meanwhile what comes of the
+        answer gathers in the request, and goes out in one message. Raises _Stalled."""
+        try:
+            async with asyncio.timeout(self._client_stall_s):
+                await context.write(response)
+        except TimeoutError:
+            raise _Stalled from None
+
+    async def _give_up(self, context: Any) -> None:
+        """The client will hear of it should it read again; all that is kept for it is the message that waits."""
+        message = f"the client took nothing for {self._client_stall_s:g} s (client_stall_s)"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STATUS_S):
+                await context.abort(CODES[Outcome.CANCELLED], message)
 
     async def GetModelInfo(  # noqa: N802
         self, request: serval_pb2.GetModelInfoRequest, context: Any

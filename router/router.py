@@ -146,7 +146,10 @@ class _Running:
             if identity is not None:
                 metrics.certificate_expiry.of(surface=surface).set_function(identity.expires_at)
         self._grpc = _client_server(config, access.front, metrics)
-        serval = ServalService(model, tokenizer, admission, self._dispatcher, accounting, access.keys.caller_of, tracing)
+        stall_s = config.client_stall_s
+        serval = ServalService(
+            model, tokenizer, admission, self._dispatcher, accounting, access.keys.caller_of, stall_s, tracing
+        )
         serval_pb2_grpc.add_ServalServicer_to_server(serval, self._grpc.server)
         false_role = metrics.tls_refusals.of(surface="link").inc
         link = RouterLinkService(self.members, self._dispatcher, config.worker_silence_s, false_role)

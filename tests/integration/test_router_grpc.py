@@ -127,6 +127,29 @@ async def test_the_client_s_deadline_is_the_request_s(running: Cluster) -> None:
     await running.until(lambda: running.outcomes() == {"deadline": 1})
 
 
+async def test_a_client_that_reads_nothing_holds_up_nobody_and_its_call_ends(tmp_path: Path) -> None:
+    long = 100_000
+    async with (
+        cluster(write_model_folder(tmp_path), client_stall_s=0.3, max_model_len=long) as running,
+        running.worker(answer=positional_answer(TEXT), hold_after=1500, max_model_len=long, kv_blocks=10_000) as only,
+        grpc.aio.insecure_channel(
+            f"127.0.0.1:{running.ports.grpc}", options=[("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16)]
+        ) as narrow,
+    ):
+        sampling = serval_pb2.Sampling(max_tokens=50_000, logprobs=5)
+        call = serval_pb2_grpc.ServalStub(narrow).Generate(serval_pb2.GenerateRequest(text="x", sampling=sampling))
+        submit = await only.next_submit()
+        assert [response async for response in stub(running).Generate(ask(), timeout=WAIT_S)][-1].HasField("finish")
+        assert await only.next_cancel() == submit.request, "nobody computes for it any more"
+        await running.until(lambda: running.outcomes() == {"length": 1, "cancelled": 1})
+        received = 0
+        with pytest.raises(grpc.aio.AioRpcError, match="client_stall_s") as stalled:
+            async for response in call:
+                received += len(response.token_ids)
+    assert stalled.value.code() is grpc.StatusCode.CANCELLED
+    assert 0 < received < 1500
+
+
 async def test_without_workers_unavailable(running: Cluster) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         async for _ in stub(running).Generate(ask(), timeout=WAIT_S):
