@@ -1,34 +1,36 @@
 """The engine: a step is schedule, run, publish. One thread steps; any thread submits, aborts and releases."""
 
+import logging
 import threading
 import time
 from collections import deque
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from engine.batch import Batch
+from engine.answered import Answered, take_tokens
+from engine.batch import Span
 from engine.config import EngineConfig
 from engine.ending import Ending, ending_of
+from engine.forward_pass import ForwardPass
 from engine.grammar import Grammars
 from engine.kv_cache import KVCache
 from engine.kv_pool import KVPool
-from engine.logprobs import TokenLogprobs
 from engine.models.base import Model, OnLayer
 from engine.models.checkpoint import Checkpoint, Progress
 from engine.models.config import ModelConfig
-from engine.models.registry import build_model, read_model_config
+from engine.models.registry import build_model, choose_draft_head, read_model_config
 from engine.placement import choose_device, choose_dtype, choose_max_model_len, count_blocks
-from engine.prompt_logprobs import score_prompts
 from engine.recent_steps import RecentSteps
 from engine.sampler import Sampler
 from engine.scheduler import Schedule, Scheduler
 from engine.sequence import Sequence, SequenceUpdate
+from engine.speculation.choice import make_speculation
 from engine.step_metrics import StepMetrics
 from protocol.errors import InvalidRequest, ServalError
 from telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 
 class EngineFailed(ServalError):
@@ -63,15 +65,18 @@ class Engine:
         self.steps = 0
         """Forward passes so far."""
         self.recent = RecentSteps()
-        self._attention = model.attention_over(pool)
         self._grammars = grammars
-        self._sampler = Sampler(model.config.eos_token_ids, grammars)
+        self._attention = model.attention_over(pool)
+        self._speculation = make_speculation(config, model, pool, self._attention, max_model_len)
+        sampler = Sampler(model.config.eos_token_ids, model.config.vocab_size, grammars)
+        self._forward_pass = ForwardPass(model, pool, self._attention, sampler, self._speculation)
         self._scheduler = Scheduler(self.kv_cache, max_batch_tokens=config.max_batch_tokens, max_sequences=config.max_sequences)
         self._metrics = StepMetrics(metrics, self.kv_cache)
         self._inbox: deque[Sequence | str] = deque()
         self._release_lock = threading.Lock()
         self._endings: list[Ending] = []
-        self._batch: Batch | None = None
+        self._stepped: list[Span] = []
+        """What is being computed, until its results are published."""
 
     @classmethod
     def load(
@@ -89,9 +94,10 @@ class Engine:
         shape = read_model_config(folder)
         device = choose_device(config)
         dtype = choose_dtype(config, shape, device)
-        num_blocks = count_blocks(config, shape, dtype)
-        max_model_len = choose_max_model_len(config, shape, num_blocks)
         with torch.inference_mode(), Checkpoint(folder, progress) as checkpoint:
+            shape = choose_draft_head(shape, checkpoint, config)
+            num_blocks = count_blocks(config, shape, dtype)
+            max_model_len = choose_max_model_len(config, shape, num_blocks)
             model = build_model(shape, checkpoint, config, dtype=dtype, device=device, max_model_len=max_model_len)
         # Outside inference mode: other threads write to it in place without knowing of that mode.
         pool = KVPool(
@@ -175,7 +181,7 @@ class Engine:
         started_s = time.monotonic()
         with torch.inference_mode():
             schedule = self._schedule()
-            updates = self._publish(self._run(schedule, started_s))
+            updates = self._publish(schedule, self._run(schedule, started_s))
         step_s = time.monotonic() - started_s
         self._metrics.observe(schedule, started_s, step_s, self.num_running, self.num_waiting)
         self.recent.observe(schedule, step_s)
@@ -184,11 +190,11 @@ class Engine:
     def fail(self, error: Exception) -> list[SequenceUpdate]:
         """After `step` raised: ends the sequences of that step, or all where it had not got so far. The others go on."""
         concerned = self._everyone()
-        if self._batch is not None:
-            stepped = {span.sequence for span in self._batch.spans}
+        if self._stepped:
+            stepped = {span.sequence for span in self._stepped}
             concerned = [sequence for sequence in concerned if sequence in stepped]
-        self._batch = None
-        failure = error if isinstance(error, ServalError) else EngineFailed(f"{type(error).__name__}: {error}")
+        self._stepped = []
+        failure = _failure(error)
         for sequence in concerned:
             self._scheduler.remove(sequence)
             self._endings.append(Ending(sequence, "error", failure))
@@ -202,47 +208,46 @@ class Engine:
         self._endings += schedule.endings
         return schedule
 
-    def _run(self, schedule: Schedule, now_s: float) -> "_Result | None":
+    def _run(self, schedule: Schedule, now_s: float) -> list[Answered]:
         if not schedule.spans:
-            return None
+            return []
         for span in schedule.spans:
             if span.sequence.started_s is None:
                 span.sequence.started_s = now_s
-        self._batch = batch = Batch(schedule.spans, self.pool.block_size, self.model.device)
-        scores = any(span.sequence.wants_prompt_logprobs for span in batch.spans)
-        on_hidden = partial(score_prompts, self.model, batch) if scores else None
-        logits = self.model.forward(batch, self.pool, self._attention, self.on_layer, on_hidden)
+        self._stepped = schedule.spans
+        launched = self._forward_pass.launch(schedule.spans, self.on_layer)
         self.steps += 1
-        if logits is None:
-            return _Result(batch, [], [])
-        return _Result(batch, *self._sampler.sample(logits, batch.sampled))
+        return launched.read()
 
-    def _publish(self, result: "_Result | None") -> list[SequenceUpdate]:
+    def _publish(self, schedule: Schedule, answers: list[Answered]) -> list[SequenceUpdate]:
+        """Whatever goes wrong with one sequence ends that one alone."""
         updates = self._publish_endings()
-        if result is None:
-            return updates
-        for span in result.batch.spans:
-            self._mark_computed(span.sequence, span.end)
         now_s = time.monotonic()
-        for sequence, token_id, logprobs in zip(result.batch.sampled, result.tokens, result.logprobs, strict=True):
-            if sequence.first_token_s is None:
-                sequence.first_token_s = now_s
-            updates.append(self._take_token(sequence, token_id, logprobs))
-        self._batch = None
+        by_sequence = {answered.span.sequence: answered for answered in answers}
+        for span in schedule.spans:
+            sequence, answered = span.sequence, by_sequence.get(span.sequence)
+            try:
+                self._mark_computed(sequence, span.known_end)
+                if answered is not None:
+                    if sequence.first_token_s is None:
+                        sequence.first_token_s = now_s
+                    updates.append(self._take(answered))
+            except Exception as error:
+                logger.exception("the result of a step could not be taken")
+                self._scheduler.remove(sequence)
+                updates.append(SequenceUpdate(sequence.request_id, sequence, finish="error", error=_failure(error)))
+        self._stepped = []
         return updates
 
-    def _take_token(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> SequenceUpdate:
-        prompt_logprobs = tuple(sequence.prompt_logprobs) if sequence.wants_prompt_logprobs else ()
-        sequence.append(token_id)
-        shown = () if logprobs is None else (logprobs,)
-        update = SequenceUpdate(sequence.request_id, sequence, (token_id,), shown, prompt_logprobs)
-        ending = self.ending(sequence)
-        if ending is None:
-            return update
-        self._scheduler.remove(sequence)
-        if ending.error is not None:  # a token that leaves the grammar is nobody's
-            return SequenceUpdate(sequence.request_id, sequence, finish=ending.finish, error=ending.error)
-        return replace(update, finish=ending.finish)
+    def _take(self, answered: Answered) -> SequenceUpdate:
+        sequence = answered.span.sequence
+        update, ending = take_tokens(answered, self.ending)
+        if ending is not None:
+            sequence.drafts = list(answered.guesses)  # for whoever goes on with it elsewhere
+            self._scheduler.remove(sequence)
+        elif self._speculation is not None:
+            self._speculation.guess(sequence, answered.guesses)
+        return update
 
     def _mark_computed(self, sequence: Sequence, num_computed: int) -> None:
         completed_given = sequence.num_computed < sequence.num_given <= num_computed
@@ -258,14 +263,23 @@ class Engine:
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, Sequence):
-                ending = self.ending(item) if item.output else None
-                if ending is None:
-                    self._scheduler.add(item)
-                else:
-                    self._endings.append(ending)
+                self._add(item)
             elif (sequence := self._scheduler.find(item)) is not None:
                 self._scheduler.remove(sequence)
                 self._endings.append(Ending(sequence, "aborted"))
+
+    def _add(self, sequence: Sequence) -> None:
+        try:
+            ending = self.ending(sequence) if sequence.output else None
+            if ending is None and self._speculation is not None:
+                self._speculation.admit(sequence)
+        except Exception as error:
+            logger.exception("a sequence could not be taken in")
+            ending = Ending(sequence, "error", _failure(error))
+        if ending is None:
+            self._scheduler.add(sequence)
+        else:
+            self._endings.append(ending)
 
     def _publish_endings(self) -> list[SequenceUpdate]:
         endings, self._endings = self._endings, []
@@ -278,10 +292,5 @@ class Engine:
         return [*self._scheduler.running, *self._scheduler.waiting]
 
 
-class _Result:
-    """What one forward pass drew: a token and its logprobs per sampled sequence."""
-
-    def __init__(self, batch: Batch, tokens: list[int], logprobs: list[TokenLogprobs | None]) -> None:
-        self.batch = batch
-        self.tokens = tokens
-        self.logprobs = logprobs
+def _failure(error: Exception) -> ServalError:
+    return error if isinstance(error, ServalError) else EngineFailed(f"{type(error).__name__}: {error}")

@@ -1,10 +1,11 @@
 """What to compute next: a pure decision over sequences and blocks, without I/O and without the model.
 
-A step decodes every running sequence, then spends what is left of its token budget on prompts, oldest first.
+A step decodes every running sequence, with the guesses that come after its last token, then spends what is left of its token
+budget on prompts, oldest first. Guesses take only what nobody needs: nothing is put back for them.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.batch import Span
 from engine.block_allocator import OutOfBlocks
@@ -60,6 +61,9 @@ class Scheduler:
             for sequence in list(self.running):
                 if sequence in self.running and (sequence.num_remaining == 1) is decodes:
                     self._plan(sequence, step)
+            if decodes:
+                for span in list(step.spans.values()):
+                    self._add_drafts(span, step)
         self._admit(step)
         self._set_claim()
         return Schedule(list(step.spans.values()), step.endings, step.preemptions)
@@ -69,6 +73,29 @@ class Scheduler:
         if length > 0 and self._grow(sequence, sequence.num_computed + length, step):
             step.spans[sequence] = Span(sequence, sequence.num_computed, sequence.num_computed + length)
             step.budget -= length
+
+    def _add_drafts(self, span: Span, step: _Step) -> None:
+        """Lengthens a decode by the sequence's guesses, as far as there is budget and room for their KV."""
+        sequence = span.sequence
+        wanted = min(len(sequence.drafts), step.budget)
+        held = len(sequence.blocks) * self._kv_cache.block_size - span.end
+        if wanted > held:
+            missing = self._kv_cache.blocks_for(span.end + wanted) - len(sequence.blocks)
+            if not self._take_spare(sequence, missing):
+                wanted = held
+        if wanted:
+            step.spans[sequence] = replace(span, end=span.end + wanted, drafts=tuple(sequence.drafts[:wanted]))
+            step.budget -= wanted
+
+    def _take_spare(self, sequence: Sequence, count: int) -> bool:
+        """Only while every running sequence could have one more block: none is to be put back for what another only guesses."""
+        if not self._kv_cache.can_allocate(count + len(self.running)):
+            return False
+        try:
+            sequence.take(self._kv_cache.allocate(count, after=sequence.blocks[-1]))
+        except OutOfBlocks:  # another thread was quicker
+            return False
+        return True
 
     def _admit(self, step: _Step) -> None:
         blocked = False
@@ -87,6 +114,8 @@ class Scheduler:
             self.waiting.remove(sequence)
             self.running.append(sequence)
             self._plan(sequence, step)
+            if sequence.drafts and sequence in step.spans:
+                self._add_drafts(step.spans[sequence], step)
 
     def _can_ever_fit(self, sequence: Sequence, step: _Step) -> bool:
         wanted = self._kv_cache.blocks_for(len(sequence.tokens))

@@ -44,6 +44,8 @@ class Sequence:
     released: bool = field(default=False, init=False)
     matcher: Matcher | None = field(default=None, init=False)
     """Where the answer stands in `params.grammar`; made by Engine.prepare."""
+    drafts: list[int] = field(default_factory=list, init=False)
+    """Guesses for the positions after the last known token. They may be wrong; nobody is shown them."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list, init=False)
     """Where asked for, one per prompt token computed so far. The first, which nothing precedes, has 0 and no top."""
     busy_s: float = field(default=0.0, init=False)
@@ -77,6 +79,7 @@ class Sequence:
     def give_up_blocks(self) -> list[int]:
         """Removes and returns its blocks; everything has to be computed again."""
         blocks, self.blocks = self.blocks, []
+        self.drafts = []
         self.num_computed = 0
         self.is_contiguous = True
         return blocks

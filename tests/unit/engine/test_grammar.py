@@ -10,6 +10,7 @@ import torch
 from jsonschema import Draft202012Validator, FormatChecker
 from llguidance import LLMatcher
 
+from engine.batch import Row
 from engine.grammar import FIELD, Grammars
 from engine.sampler import Sampler
 from engine.sequence import Sequence
@@ -86,7 +87,7 @@ def test_an_answer_that_may_go_on_ends_where_it_wants_to(make_engine: MakeEngine
 
 
 def test_the_mask_comes_before_everything_else(make_engine: MakeEngine) -> None:
-    sampler = Sampler(EOS, engine_grammars(make_engine()))
+    sampler = Sampler(EOS, 260, engine_grammars(make_engine()))
     logits = torch.zeros(1, 260)
     logits[0, ord("!")] = 50.0
     for params in (
@@ -99,20 +100,24 @@ def test_the_mask_comes_before_everything_else(make_engine: MakeEngine) -> None:
         {"temperature": 0.0, "stop_token_ids": tuple(range(ord("a"), ord("z") + 1)), "min_tokens": 3},
     ):
         sequence = prepared(sampler, FIVE_LETTERS, logprobs=1, **params)
-        (token,), (logprobs,) = sampler.sample(logits, [sequence])
-        assert ord("a") <= token <= ord("z"), params
-        assert logprobs is not None
+        drawn = sampler.plan([Row(sequence)], logits.device).draw(logits)
+        assert ord("a") <= int(drawn.tokens) <= ord("z"), params
+        logprobs = drawn.read_logprobs()[0]
         assert logprobs.top[0][0] == ord("!"), "logprobs are those of the untouched logits"
     assert logits[0, ord("!")] == 50.0, "the caller's logits were changed"
 
 
 def test_masks_do_not_depend_on_the_batch(make_engine: MakeEngine) -> None:
-    sampler = Sampler(EOS, engine_grammars(make_engine()))
+    sampler = Sampler(EOS, 260, engine_grammars(make_engine()))
     logits = torch.randn(6, 260, generator=torch.Generator().manual_seed(0)) * 4
     grammars = (LETTERS, "", FIVE_LETTERS, "", LLMatcher.grammar_from_regex("[0-9]+"), LETTERS)
     sequences = [prepared(sampler, grammar, seed=i, temperature=float(i % 2)) for i, grammar in enumerate(grammars)]
-    together = sampler.sample(logits, sequences)[0]
-    assert together == [sampler.sample(logits[i : i + 1], [sequence])[0][0] for i, sequence in enumerate(sequences)]
+
+    def sample(logits: torch.Tensor, *sequences: Sequence) -> list[int]:
+        return sampler.plan([Row(sequence) for sequence in sequences], logits.device).draw(logits).tokens.tolist()
+
+    together = sample(logits, *sequences)
+    assert together == [sample(logits[i : i + 1], sequence)[0] for i, sequence in enumerate(sequences)]
     for sequence, token in zip(sequences, together, strict=True):
         if sequence.matcher is not None:
             assert chr(token).isalnum()
@@ -188,7 +193,8 @@ def test_compiled_grammars_are_shared_and_their_answers_are_not(make_engine: Mak
 def test_a_vocabulary_that_is_wider_than_its_tokenizer(tiny_folder: Any) -> None:
     metrics = Metrics("decode", "test")
     grammars = Grammars(tiny_folder / "tokenizer.json", 301, EOS, metrics)
-    biases = grammars.biases([grammars.matcher(LETTERS)], torch.device("cpu"))
+    masks = grammars.masks([(grammars.matcher(LETTERS), ())])
+    biases = grammars.biases(masks, masks.device)
     allowed = {*range(ord("a"), ord("z") + 1), *EOS}
     assert biases.shape == (1, 301)
     assert {token for token, bias in enumerate(biases[0].tolist()) if bias == 0.0} == allowed

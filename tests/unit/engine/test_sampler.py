@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from engine.adjustments import Adjustments
+from engine.batch import Row
 from engine.draws import uniform
-from engine.sampler import NUCLEUS_CANDIDATES, Sampler
+from engine.sampler import Drawn, Sampler
 from engine.sequence import Sequence
+from engine.truncation import NUCLEUS_CANDIDATES
 from protocol.sampling import GREEDY_BELOW, MIN_REPETITION_PENALTY, SamplingParams
 
 EOS = 7
@@ -22,7 +25,12 @@ def make(prompt: list[int] | None = None, output: list[int] | None = None, **par
 
 
 def sample(logits: torch.Tensor, *sequences: Sequence) -> list[int]:
-    return Sampler(frozenset({EOS})).sample(logits, sequences)[0]
+    return draw(logits, *sequences).tokens.tolist()
+
+
+def draw(logits: torch.Tensor, *sequences: Sequence) -> Drawn:
+    rows = [Row(sequence) for sequence in sequences]
+    return Sampler(frozenset({EOS}), logits.shape[-1]).plan(rows, logits.device).draw(logits)
 
 
 def distribution(**params: Any) -> Counter[int]:
@@ -127,10 +135,12 @@ def test_flat_distribution_pays_for_the_whole_vocabulary() -> None:
 
 
 def test_penalties_follow_their_definitions() -> None:
-    sampler = Sampler(frozenset({EOS}))
-    row = LOGITS.clone()
     params = {"repetition_penalty": 2.0, "presence_penalty": 0.25, "frequency_penalty": 0.5}
-    sampler._adjust_(row, make(prompt=[0, 5], output=[1, 1, 6], **params))
+    sequence = make(prompt=[0, 5], output=[1, 1, 6], **params)
+    rows = LOGITS.repeat(2, 1)
+    Adjustments([Row(sequence), Row(make())], frozenset({EOS}), None, rows.device).apply_(rows)
+    assert torch.equal(rows[1], LOGITS)
+    row = rows[0]
     expected = LOGITS.clone()
     expected[0] = 2.0 / 2
     expected[5] = -1.0 * 2
@@ -157,12 +167,12 @@ def test_min_tokens_bans_every_way_to_stop() -> None:
 def test_logprobs_are_those_of_the_untouched_logits() -> None:
     logits = LOGITS.expand(3, -1).clone()
     sequences = [make(temperature=0.0, logprobs=2, logit_bias={4: 50.0}), make(temperature=0.0), make(top_k=1, logprobs=0)]
-    tokens, logprobs = Sampler(frozenset()).sample(logits, sequences)
+    drawn = draw(logits, *sequences)
     exact = torch.log_softmax(LOGITS, 0)
-    first, none, last = logprobs
-    assert none is None
-    assert first is not None and last is not None
-    assert tokens[0] == first.token_id == 4
+    logprobs = drawn.read_logprobs()
+    assert logprobs.keys() == {0, 2}
+    first, last = logprobs[0], logprobs[2]
+    assert int(drawn.tokens[0]) == first.token_id == 4
     assert first.logprob == pytest.approx(float(exact[4]))
     assert first.top == ((0, pytest.approx(float(exact[0]))), (7, pytest.approx(float(exact[7]))))
     assert (last.token_id, last.top) == (0, ())

@@ -1,0 +1,101 @@
+"""Guessing by looking up: where the last tokens stood before, in the prompt or the answer, the same may follow again.
+
+Source of the idea: Saxena, Prompt Lookup Decoding, 2023. It costs no model, and pays where an answer repeats what it was given:
+code that is edited, text that is quoted or summarised, JSON.
+"""
+
+from collections.abc import Sequence as SequenceOf
+from weakref import WeakKeyDictionary
+
+import torch
+
+from engine.batch import Batch
+from engine.models.base import OnLayer
+from engine.sequence import Sequence
+from engine.speculation.verify import Verified
+
+KEY_TOKENS = 3
+"""Tokens that must agree. Two agree by chance all the time; four miss what follows a changed word one token longer."""
+
+LONGEST_MATCH = 32
+"""Of several places the one that agrees longest is taken; beyond this length they are alike."""
+
+PLACES = 8
+"""So many of a key's places are compared, the latest: in a text that repeats itself there may be thousands."""
+
+
+class NgramDrafter:
+    """A Drafter over each sequence's own tokens."""
+
+    name = "ngram"
+    needs_hidden = False
+
+    def __init__(self) -> None:
+        self._indexes: WeakKeyDictionary[Sequence, _Index] = WeakKeyDictionary()
+
+    def launch(
+        self, batch: Batch, hidden: torch.Tensor | None, verified: Verified | None, on_layer: OnLayer | None
+    ) -> torch.Tensor | None:
+        """Nothing: tokens are enough, and the host has them."""
+        return None
+
+    def guess(self, sequence: Sequence, limit: int, launched: SequenceOf[int]) -> SequenceOf[int]:
+        """What followed the last tokens where they stood before; the longest agreement wins, then the latest."""
+        index = self._indexes.get(sequence)
+        if index is None:
+            index = self._indexes[sequence] = _Index(sequence.tokens)
+        return index.continuation(limit)
+
+
+class _Index:
+    """Where every run of KEY_TOKENS tokens stands in one sequence's tokens, which grow."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+        self._latest: dict[tuple[int, ...], int] = {}
+        """By run, the position after its latest place."""
+        self._before: dict[int, int] = {}
+        """By such a position, the one after the same run's place before it."""
+        self._indexed = KEY_TOKENS - 1
+
+    def continuation(self, limit: int) -> list[int]:
+        tokens = self._tokens
+        if len(tokens) <= KEY_TOKENS:
+            return []
+        self._catch_up()
+        position: int | None = self._before.get(len(tokens))
+        best, longest = None, 0
+        for _ in range(PLACES):
+            if position is None:
+                break
+            length = self._agreement(position)
+            if length > longest:
+                best, longest = position, length
+            if length == LONGEST_MATCH:
+                break
+            position = self._before.get(position)
+        return [] if best is None else _read_on(tokens, best, limit)
+
+    def _catch_up(self) -> None:
+        tokens, latest, before = self._tokens, self._latest, self._before
+        for end in range(self._indexed + 1, len(tokens) + 1):
+            key = tuple(tokens[end - KEY_TOKENS : end])
+            earlier = latest.get(key)
+            if earlier is not None:
+                before[end] = earlier
+            latest[key] = end
+        self._indexed = len(tokens)
+
+    def _agreement(self, position: int) -> int:
+        """How many tokens before `position` are those before the end."""
+        tokens, end = self._tokens, len(self._tokens)
+        for length in range(KEY_TOKENS, min(LONGEST_MATCH, position)):
+            if tokens[position - 1 - length] != tokens[end - 1 - length]:
+                return length
+        return min(LONGEST_MATCH, position)
+
+
+def _read_on(tokens: list[int], position: int, count: int) -> list[int]:
+    """`count` tokens from `position` on; behind the last one what was read first comes again, as in a text that repeats itself."""
+    known = tokens[position : position + count]
+    return [known[index % len(known)] for index in range(count)]
