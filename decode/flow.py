@@ -216,6 +216,7 @@ class Flow:
             request.cached_tokens = max(request.cached_tokens, remote.started.cached_tokens)
         request.lifecycle.advance(Event.FIRST_TOKEN)
         sequence.append(first.token_id)
+        sequence.drafts = list(first.draft_token_ids)
         ending = self._parts.engine.ending(sequence)
         if ending is not None and ending.error is not None:
             raise ending.error

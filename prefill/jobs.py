@@ -213,6 +213,7 @@ class Jobs:
                 prefill_s=time.monotonic() - job.started_at,
                 prompt_logprobs=logprobs_to_proto(update.prompt_logprobs),
                 busy_s=update.sequence.busy_s,
+                draft_token_ids=update.sequence.drafts,
             )
         )
 

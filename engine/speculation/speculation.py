@@ -34,6 +34,8 @@ class Speculation:
         """A sequence comes to be computed, maybe with guesses of whoever drew its last token, which it keeps if there are any."""
         if sequence.num_remaining == 1:
             self.guess(sequence, sequence.drafts)
+        else:  # its prompt is computed here after all, maybe in chunks: guesses come after known tokens alone
+            sequence.drafts = []
 
     def guess(self, sequence: Sequence, launched: SequenceOf[int]) -> None:
         """Sets `sequence.drafts`, now that its last token is known. launched: its row of what `launch` returned."""
