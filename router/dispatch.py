@@ -117,8 +117,8 @@ class Dispatcher:
         return request
 
     def abandon(self, request: Request, outcome: Outcome = Outcome.CANCELLED) -> None:
-        """The client no longer waits. Does nothing to a request that has ended."""
-        self._end(request, End(outcome, "the client went away"))
+        """Nobody reads the answer any more. Does nothing to a request that has ended."""
+        self._end(request, End(outcome, "nobody reads the answer any more"))
         self._line.pump()
 
     def end_all(self, message: str) -> None:

@@ -88,9 +88,9 @@ class ServalService(serval_pb2_grpc.ServalServicer):
                 answers = calls.start(self._dispatcher, call, request_id, caller, remaining_s, trace.context)
         except ServalError as error:
             await self._refuse(context, error, caller)
-        trace.describe(call, answers, is_stream=True)
-        choices = [GrpcChoice(index, each, call.tools.parser()) for index, each in enumerate(answers.requests)]
         try:
+            trace.describe(call, answers, is_stream=True)
+            choices = [GrpcChoice(index, each, call.tools.parser()) for index, each in enumerate(answers.requests)]
             await answers.wait_started()
             await context.send_initial_metadata([*_reply_metadata(context, answers, client_id), *trace.headers])
             async for pieces in answers.pieces():

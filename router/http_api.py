@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
+from protocol.outcomes import Outcome
 from router import calls
 from router.admission import Admission
 from router.answers import Answers
@@ -79,10 +80,14 @@ class OpenAiFront:
                 asked = parse(endpoint.kind, body)
                 call = await endpoint.admit(asked)
                 answers = calls.start(self._dispatcher, call, visit.request_id, visit.caller, trace=trace.context)
-            trace.describe(call, answers, bool(asked.stream))
-            reply = endpoint.reply(asked, call, answers)
-            explains = http.headers.get("x-serval-debug") == "1"
-            return AnswerResponse(reply, partial(self._abandon, trace), bool(asked.stream), visit.headers, explains)
+            try:
+                trace.describe(call, answers, bool(asked.stream))
+                reply = endpoint.reply(asked, call, answers)
+                explains = http.headers.get("x-serval-debug") == "1"
+                return AnswerResponse(reply, partial(self._abandon, trace), bool(asked.stream), visit.headers, explains)
+            except Exception:  # a bug; nobody else owns the requests yet
+                self._abandon(trace, answers, Outcome.INTERNAL)
+                raise
 
         return await self._door.let_in(http, handle)
 
@@ -110,6 +115,6 @@ class OpenAiFront:
         name = f"{prefix}-{answers.requests[0].request_id}"
         return {"id": name, "object": kind, "created": int(time.time()), "model": self._model}
 
-    def _abandon(self, trace: CallTrace, answers: Answers) -> None:
-        calls.abandon(self._dispatcher, answers)
+    def _abandon(self, trace: CallTrace, answers: Answers, outcome: Outcome = Outcome.CANCELLED) -> None:
+        calls.abandon(self._dispatcher, answers, outcome)
         trace.finish(answers)

@@ -12,6 +12,7 @@ import grpc.aio
 import openai
 import pytest
 
+from router.call_trace import CallTrace
 from tests.integration.router_support import (
     CONTEXT,
     MODEL,
@@ -371,6 +372,20 @@ async def test_a_client_that_reads_nothing_holds_up_nobody_and_is_dropped(folder
         await running.until(lambda: not server.server_state.tasks)
         assert running.outcomes() in ({"length": 2}, {"length": 1, "cancelled": 1})
         writer.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_bug_before_a_reply_begins_leaves_nothing_running(
+    running: Cluster, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(CallTrace, "describe", broken)
+    async with running.worker() as only:
+        assert (await post(running, {**BODY, "stream": stream, "n": 2})).status_code == 500
+        assert await only.next_cancel() == (await only.next_submit()).request
+    assert running.outcomes() == {"internal": 2}
 
 
 # ---- stopping

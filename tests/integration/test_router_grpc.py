@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protocol import cluster_pb2, cluster_pb2_grpc, serval_pb2, serval_pb2_grpc
+from router.call_trace import CallTrace
 from tests.integration.router_support import (
     CONTEXT,
     MODEL,
@@ -148,6 +149,18 @@ async def test_a_client_that_reads_nothing_holds_up_nobody_and_its_call_ends(tmp
                 received += len(response.token_ids)
     assert stalled.value.code() is grpc.StatusCode.CANCELLED
     assert 0 < received < 1500
+
+
+async def test_a_bug_before_the_answer_begins_leaves_nothing_running(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(CallTrace, "describe", broken)
+    async with running.worker() as only:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub(running).Generate(ask(), timeout=WAIT_S).read()
+        assert await only.next_cancel() == (await only.next_submit()).request
+    assert running.outcomes() == {"cancelled": 1}
 
 
 async def test_without_workers_unavailable(running: Cluster) -> None:
