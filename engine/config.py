@@ -15,6 +15,12 @@ class EngineConfig(BaseModel):
         description="Number format of weights, activations and KV. auto: the checkpoint's own where this machine computes it fast, "
         "else float32 on a CPU and bfloat16 on a GPU (float16 matrix products are unusably slow on CPUs).",
     )
+    fp8_weights: Literal["auto", "keep", "widen"] = Field(
+        default="auto",
+        description="What becomes of a checkpoint's 8-bit matrices. keep: most stay so and take half the memory; a GPU of compute "
+        "capability 9.0 multiplies the dense ones in 8 bits, all else is widened for each product. widen: to dtype, as they are "
+        "read. auto: keep on a GPU of compute capability 8.9 or more, where 8-bit numbers are converted at full speed.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the model runs. auto: the GPU where there is one."
     )

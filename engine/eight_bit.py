@@ -31,6 +31,10 @@ class EightBitMatrix:
     scales: torch.Tensor
 
     @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+    @property
     def block(self) -> tuple[int, int]:
         """Rows and columns that share a scale."""
         return self.values.shape[-2] // self.scales.shape[-2], self.values.shape[-1] // self.scales.shape[-1]
@@ -38,14 +42,19 @@ class EightBitMatrix:
     def widened(self, dtype: torch.dtype) -> torch.Tensor:
         """values · scales, computed in float32 and rounded once; a new tensor."""
         wide = self.values.to(dtype)
-        blocks = wide.unflatten(-1, (-1, self.block[1])).unflatten(-3, (-1, self.block[0]))
-        blocks.mul_(self.scales.unsqueeze(-1).unsqueeze(-3))
+        (rows, columns), scales = self.block, self.scales
+        blocks = wide.view(*scales.shape[:-1], rows, scales.shape[-1], columns)
+        blocks.mul_(scales.unsqueeze(-1).unsqueeze(-3))
         return wide
 
 
-def joined(matrices: list[EightBitMatrix]) -> EightBitMatrix:
-    """One above the other: of the same columns and blocks."""
-    return EightBitMatrix(torch.cat([each.values for each in matrices]), torch.cat([each.scales for each in matrices]))
+Matrix = torch.Tensor | EightBitMatrix
+"""A weight, or several of one shape."""
+
+
+def widened(matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
+    """In `dtype`, which a plain one has already."""
+    return matrix.widened(dtype) if isinstance(matrix, EightBitMatrix) else matrix
 
 
 class EightBitLinear:
@@ -80,7 +89,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, weight_scales: torch.Tensor) 
 def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x [rows, columns] in 8 bits, and a scale per row and 128 columns, [rows, columns / 128], row by row in memory as cuBLASLt
     reads it: x ≈ values · scale."""
-    blocks = x.float().unflatten(1, (-1, BLOCK))
+    blocks = x.float().view(x.shape[0], -1, BLOCK)
     scales = (blocks.abs().amax(dim=-1) / LARGEST).clamp_(min=SMALLEST_SCALE)
     values = (blocks / scales.unsqueeze(-1)).to(FORMAT).flatten(1)
     return values, scales.t().contiguous().t()

@@ -15,8 +15,13 @@ Decode steps in bfloat16 on one thread are computed in engine/native/ where the 
 float16 kernels came out at 42 and 51 ms for 1 and 8 tokens.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.functional import linear
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+"""y = x Wᵀ for x [tokens, in], whatever W is kept as: a Linear, or an EightBitLinear (engine/eight_bit.py)."""
 
 PACKED_FOR_TOKENS = 64
 """The batch size that oneDNN lays the weight out for. Measured as good as any other for 1 to 512 tokens; 1 and 8 are worse."""

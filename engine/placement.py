@@ -28,6 +28,13 @@ def choose_dtype(config: EngineConfig, model: ModelConfig, device: torch.device)
     return torch.bfloat16 if is_fast else torch.float32
 
 
+def keeps_eight_bit(config: EngineConfig, device: torch.device) -> bool:
+    """Whether an 8-bit checkpoint's matrices stay as they are: as configured, or where the device converts that format itself."""
+    if config.fp8_weights != "auto":
+        return config.fp8_weights == "keep"
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def count_blocks(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
     """KV blocks that fit the configured memory; a block spans all of the model's attentions."""
     block_bytes = config.block_size * model.kv_bytes_per_token(dtype.itemsize)

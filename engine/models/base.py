@@ -9,6 +9,7 @@ from engine.attention.base import AttentionBackend
 from engine.batch import Batch
 from engine.kv_pool import KVPool
 from engine.models.config import ModelConfig
+from engine.models.expert_tally import ExpertTally
 
 OnLayer = Callable[[int, Batch], None]
 """Called with (KV layer, batch) once per KV layer, as soon as that layer's KV of the batch's spans is in the pool."""
@@ -50,6 +51,10 @@ class Model(Protocol):
     @property
     def draft_head(self) -> DraftHead | None:
         """Where the model has one and it is on; then it computes the pool's last KV layer, which `forward` leaves alone."""
+
+    @property
+    def expert_tally(self) -> ExpertTally | None:
+        """Where the model has experts: how much work they had."""
 
     def attention_over(self, pool: KVPool) -> AttentionBackend:
         """The attention of this model's heads over `pool`, which has its KV layers and entries."""

@@ -37,6 +37,7 @@ class LlamaModel:
         self.dtype = dtype
         self.device = device
         self.draft_head = None
+        self.expert_tally = None
         self._reader = _Reader(config, WeightReader(source, dtype, device))
         self.rope = RopeTable(config.rope, max_model_len, dtype, device)
         self.embedding = self._reader.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)

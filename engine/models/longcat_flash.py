@@ -11,6 +11,7 @@ from engine.attention.mla import LatentShape, MlaAttention
 from engine.batch import Batch
 from engine.kv_pool import KVPool
 from engine.models.base import OnHidden, OnLayer, finish_forward
+from engine.models.expert_tally import ExpertTally
 from engine.models.longcat_config import LongcatConfig
 from engine.models.longcat_mtp import MtpHead
 from engine.models.longcat_weights import LongcatReader
@@ -30,10 +31,14 @@ class LongcatModel:
         dtype: torch.dtype,
         device: torch.device,
         max_model_len: int,
+        keeps_eight_bit: bool = False,
     ) -> None:
+        """`keeps_eight_bit`: of an 8-bit checkpoint, the matrices that are most of it: experts, MLPs, attentions' outputs."""
         self.config = config
         self.device = device
-        reader = LongcatReader(config, WeightReader(source, dtype, device, config.weight_block))
+        self.expert_tally = ExpertTally(device)
+        weights = WeightReader(source, dtype, device, config.weight_block, keeps_eight_bit)
+        reader = LongcatReader(config, weights, self.expert_tally)
         self._rope = RopeTable(config.rope, max_model_len, dtype, device)
         self._embedding = reader.embedding()
         self._layers = [reader.layer(index) for index in range(config.num_layers)]

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from engine.attention.mla import LatentProjections
-from engine.linear import Linear, can_pack
+from engine.eight_bit import EightBitLinear, EightBitMatrix, Matrix
+from engine.linear import Linear, Product, can_pack
+from engine.models.expert_tally import ExpertTally
 from engine.models.longcat_config import LongcatConfig
 from engine.models.longcat_names import HALVES, MTP_EMBEDDING, MTP_LAYER, MTP_PREFIX, mtp_tensor_names, tensor_names
 from engine.models.mla import Mla, MlaParts, halves_from_pairs
@@ -54,10 +56,12 @@ class MtpLayer:
 class LongcatReader:
     """Checks the tensors' names at once and reads each once. Needs memory for little more than the model."""
 
-    def __init__(self, config: LongcatConfig, weights: WeightReader) -> None:
-        """Raises ConfigError when tensors lack or are not expected. The MTP head's may be there or not where it is off."""
+    def __init__(self, config: LongcatConfig, weights: WeightReader, tally: ExpertTally) -> None:
+        """`tally` is told of the experts' work. Raises ConfigError when tensors lack or are not expected; where the MTP head is
+        off, its own may be there or not."""
         self._config = config
         self._weights = weights
+        self._tally = tally
         self._packed = can_pack(weights.dtype, weights.device)
         names, head = set(tensor_names(config)), set(mtp_tensor_names())
         if config.with_mtp:
@@ -109,10 +113,15 @@ class LongcatReader:
     def _linear(self, weight: torch.Tensor) -> Linear:
         return Linear(weight, packed=self._packed)
 
+    def _product(self, weight: Matrix) -> Product:
+        return EightBitLinear(weight) if isinstance(weight, EightBitMatrix) else self._linear(weight)
+
     def _mlp(self, name: str) -> SwiGlu:
         hidden, inner = self._config.hidden_size, self._config.ffn_hidden_size
-        gate_up = self._weights.joined((f"{name}.gate_proj.weight", f"{name}.up_proj.weight"), (inner, inner), hidden)
-        return SwiGlu(self._linear(gate_up), self._linear(self._weights.tensor(f"{name}.down_proj.weight", hidden, inner)))
+        gate_up = self._weights.matrix((f"{name}.gate_proj.weight", f"{name}.up_proj.weight"), (inner, inner), hidden)
+        return SwiGlu(
+            self._product(gate_up), self._product(self._weights.matrix((f"{name}.down_proj.weight",), (hidden,), inner))
+        )
 
     def _attention(self, name: str) -> Mla:
         config, read = self._config, self._weights.tensor
@@ -129,7 +138,7 @@ class LongcatReader:
             query_norm=self._norm(f"{name}.q_a_layernorm", query_rank, config.query_scale),
             query_up=self._linear(query_up),
             latent_norm=self._norm(f"{name}.kv_a_layernorm", latent, config.latent_scale),
-            output=self._linear(read(f"{name}.o_proj.weight", hidden, heads * config.v_head_dim)),
+            output=self._product(self._weights.matrix((f"{name}.o_proj.weight",), (hidden,), heads * config.v_head_dim)),
             projections=LatentProjections(key_up.contiguous(), value_up.transpose(1, 2).contiguous()),
         )
         return Mla(parts, query_rank=query_rank, latent=latent, nope=nope)
@@ -144,11 +153,10 @@ class LongcatReader:
             topk=config.moe_topk,
             scaling_factor=config.routed_scaling_factor,
         )
-        gate_up = self._weights.empty(count, 2 * inner, hidden)
-        down = self._weights.empty(count, hidden, inner)
-        for expert in range(count):
-            prefix = f"{name}.experts.{expert}"
-            gate_up[expert, :inner] = read(f"{prefix}.gate_proj.weight", inner, hidden)
-            gate_up[expert, inner:] = read(f"{prefix}.up_proj.weight", inner, hidden)
-            down[expert] = read(f"{prefix}.down_proj.weight", hidden, inner)
-        return MixtureOfExperts(router, ExpertWeights(gate_up, down))
+        gates_and_ups = [tuple(f"{name}.experts.{each}.{kind}_proj.weight" for kind in ("gate", "up")) for each in range(count)]
+        downs = [(f"{name}.experts.{each}.down_proj.weight",) for each in range(count)]
+        experts = ExpertWeights(
+            gate_up=self._weights.matrices(gates_and_ups, (inner, inner), hidden),
+            down=self._weights.matrices(downs, (hidden,), inner),
+        )
+        return MixtureOfExperts(router, experts, self._tally)

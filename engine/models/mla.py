@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.attention.mla import LatentProjections
-from engine.linear import Linear
+from engine.linear import Linear, Product
 from engine.models.norm import RmsNorm
 from engine.models.rope import RopeTable
 
@@ -19,7 +19,7 @@ class MlaParts:
     query_norm: RmsNorm
     query_up: Linear
     latent_norm: RmsNorm
-    output: Linear
+    output: Product
     projections: LatentProjections
 
 

@@ -3,13 +3,13 @@
 import torch
 from torch.nn.functional import silu
 
-from engine.linear import Linear
+from engine.linear import Product
 
 
 class SwiGlu:
     """down(silu(gate(x)) · up(x)); gate and up are one product, their results side by side."""
 
-    def __init__(self, gate_up: Linear, down: Linear) -> None:
+    def __init__(self, gate_up: Product, down: Product) -> None:
         self._gate_up = gate_up
         self._down = down
 

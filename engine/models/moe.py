@@ -1,11 +1,11 @@
 """A mixture of experts, some of which do nothing: the router, and grouped products over tokens sorted by expert."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch.nn.functional import grouped_mm, linear
 
+from engine.eight_bit import Matrix, widened
 from engine.models.expert_tally import ExpertTally
 from engine.models.mlp import gated
 
@@ -20,31 +20,12 @@ class RouterWeights:
     scaling_factor: float
 
 
-class Experts(Protocol):
-    """The real experts' matrices, as the products take them; asked for once per product."""
-
-    @property
-    def count(self) -> int: ...
-
-    @property
-    def gate_up(self) -> torch.Tensor:
-        """[experts, 2 * inner, hidden]"""
-
-    @property
-    def down(self) -> torch.Tensor:
-        """[experts, hidden, inner]"""
-
-
 @dataclass(frozen=True)
 class ExpertWeights:
-    """Experts, kept as they are computed with."""
+    """Of the real experts: gate_up [experts, 2 * inner, hidden] and down [experts, hidden, inner]."""
 
-    gate_up: torch.Tensor
-    down: torch.Tensor
-
-    @property
-    def count(self) -> int:
-        return self.gate_up.shape[0]
+    gate_up: Matrix
+    down: Matrix
 
 
 class MixtureOfExperts:
@@ -55,12 +36,12 @@ class MixtureOfExperts:
     those assignments enter no matrix product.
     """
 
-    def __init__(self, router: RouterWeights, experts: Experts, tally: ExpertTally | None = None) -> None:
+    def __init__(self, router: RouterWeights, experts: ExpertWeights, tally: ExpertTally | None = None) -> None:
         """`tally`, where given, is told of every call."""
         self._router = router
         self._experts = experts
         self._tally = tally
-        self._num_real = experts.count
+        self._num_real = experts.gate_up.shape[0]
         self._cuts = router.classifier.device.type == "cpu"
         """Sorted by expert, the zero experts come last. On a CPU they are cut off: nothing is gathered for them. A GPU would have
         to be waited for in every layer to know how many they are: there they stay, as rows that no grouped product reads."""
@@ -106,5 +87,5 @@ class MixtureOfExperts:
 
     def _products(self, rows: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """Of each row with its expert, without weight, [rows, hidden]; undefined behind the last end."""
-        inner = gated(grouped_mm(rows, self._experts.gate_up.transpose(1, 2), offs=ends))
-        return grouped_mm(inner, self._experts.down.transpose(1, 2), offs=ends)
+        inner = gated(grouped_mm(rows, widened(self._experts.gate_up, rows.dtype).transpose(1, 2), offs=ends))
+        return grouped_mm(inner, widened(self._experts.down, rows.dtype).transpose(1, 2), offs=ends)

@@ -20,6 +20,7 @@ from engine.models.longcat_weights import has_mtp_head
 from engine.models.weights import TensorSource
 from engine.native.decoder import why_not
 from engine.native.library import load_library
+from engine.placement import keeps_eight_bit
 from protocol.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def build_model(
             kernels = _native_kernels(config, shape, dtype, device)
             return LlamaModel(shape, source, dtype=dtype, device=device, max_model_len=max_model_len, kernels=kernels)
         case LongcatConfig():
-            return LongcatModel(shape, source, dtype=dtype, device=device, max_model_len=max_model_len)
+            keeps = keeps_eight_bit(config, device)
+            return LongcatModel(shape, source, dtype=dtype, device=device, max_model_len=max_model_len, keeps_eight_bit=keeps)
         case _:
             raise AssertionError(f"no model for {type(shape).__name__}")
 

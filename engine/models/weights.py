@@ -1,11 +1,12 @@
 """From a checkpoint's tensors to weights where and as the model computes with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from engine.eight_bit import FORMAT, EightBitMatrix, Matrix
 from protocol.errors import ConfigError
 
 SCALE_SUFFIX = "_scale_inv"
@@ -21,7 +22,7 @@ class TensorSource(Protocol):
         """Raises ConfigError unless it holds exactly `names`, apart from what is `ignorable`."""
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """The tensor `name`. Raises ConfigError when its shape is another."""
+        """The tensor `name`; whoever keeps it copies it. Raises ConfigError when its shape is another."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class WeightReader:
     device: torch.device
     weight_block: tuple[int, int] | None = None
     """Rows and columns that share a scale, in a checkpoint with 8-bit matrices."""
+    keeps_eight_bit: bool = False
+    """Whether `matrix` and `matrices` keep 8-bit ones as they are, where blocks divide them evenly."""
 
     def expect(self, names: set[str], ignorable: Callable[[str], bool]) -> None:
         """As the source's, for `names` with or without scales where there may be scales."""
@@ -41,15 +44,21 @@ class WeightReader:
 
     def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """`dtype`: another than the model's. Raises ConfigError for an 8-bit matrix without scales, or scales without one."""
-        tensor = self.source.read(name, shape).to(self.device)
+        return self._stored(name, shape).to(self.device, dtype or self.dtype, copy=True)
+
+    def read_into(self, target: torch.Tensor, name: str) -> None:
+        """The tensor `name`, of target's shape, in target's format and place. Raises ConfigError as `tensor` does."""
+        target.copy_(self._stored(name, tuple(target.shape)))
+
+    def _stored(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """As it is in the source, but for an 8-bit matrix, which is widened on the device."""
+        tensor = self.source.read(name, shape)
         is_quantised = tensor.is_floating_point() and tensor.itemsize == 1
         if is_quantised != (f"{name}{SCALE_SUFFIX}" in self.source):
             raise ConfigError(
                 f"model: tensor {name} is {tensor.dtype}, and {name}{SCALE_SUFFIX} is there for 8-bit matrices only"
             )
-        if is_quantised:
-            tensor = self._dequantised(name, tensor)
-        return tensor.to(dtype or self.dtype)
+        return self._dequantised(name, tensor.to(self.device)) if is_quantised else tensor
 
     def _dequantised(self, name: str, quantised: torch.Tensor) -> torch.Tensor:
         """In float32. Blocks at the lower and right edge may be smaller."""
@@ -67,4 +76,44 @@ class WeightReader:
 
     def joined(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int) -> torch.Tensor:
         """Matrices with the same inputs, [sum of rows, columns]: their products are computed as one."""
-        return torch.cat([self.tensor(name, count, columns) for name, count in zip(names, rows, strict=True)])
+        together = self.empty(sum(rows), columns)
+        for name, part in zip(names, together.split_with_sizes(rows), strict=True):
+            self.read_into(part, name)
+        return together
+
+    def matrix(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int) -> Matrix:
+        """As `joined`, in 8 bits if they are kept so and all of these are."""
+        if not self._keeps(names, rows, columns):
+            return self.joined(names, rows, columns)
+        together = self._eight_bit([names], rows, columns)
+        return EightBitMatrix(together.values[0], together.scales[0])
+
+    def matrices(self, groups: Sequence[tuple[str, ...]], rows: tuple[int, ...], columns: int) -> Matrix:
+        """[groups, sum of rows, columns]: of each group what `matrix` gives."""
+        if all(self._keeps(names, rows, columns) for names in groups):
+            return self._eight_bit(groups, rows, columns)
+        together = self.empty(len(groups), sum(rows), columns)
+        for names, place in zip(groups, together, strict=True):
+            for name, part in zip(names, place.split_with_sizes(rows), strict=True):
+                self.read_into(part, name)
+        return together
+
+    def _keeps(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int) -> bool:
+        if not self.keeps_eight_bit or self.weight_block is None:
+            return False
+        divides = columns % self.weight_block[1] == 0 and all(count % self.weight_block[0] == 0 for count in rows)
+        return divides and all(f"{name}{SCALE_SUFFIX}" in self.source for name in names)
+
+    def _eight_bit(self, groups: Sequence[tuple[str, ...]], rows: tuple[int, ...], columns: int) -> EightBitMatrix:
+        """Values and scales as stored, laid side by side like the matrices of `matrices`."""
+        assert self.weight_block is not None
+        block_rows, block_columns = self.weight_block
+        scale_rows, scale_columns = tuple(count // block_rows for count in rows), columns // block_columns
+        values = torch.empty(len(groups), sum(rows), columns, dtype=FORMAT, device=self.device)
+        scales = torch.empty(len(groups), sum(scale_rows), scale_columns, dtype=torch.float32, device=self.device)
+        for names, value_place, scale_place in zip(groups, values, scales, strict=True):
+            parts = zip(names, value_place.split_with_sizes(rows), scale_place.split_with_sizes(scale_rows), strict=True)
+            for name, value_part, scale_part in parts:
+                value_part.copy_(self.source.read(name, tuple(value_part.shape)))
+                scale_part.copy_(self.source.read(f"{name}{SCALE_SUFFIX}", tuple(scale_part.shape)))
+        return EightBitMatrix(values, scales)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import ScalingType, linear
 
 from engine import eight_bit
-from engine.eight_bit import FORMAT, EightBitLinear, EightBitMatrix, joined, quantised
+from engine.eight_bit import FORMAT, EightBitLinear, EightBitMatrix, quantised
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -52,12 +52,6 @@ def test_a_matrix_stands_for_values_times_scales(dtype: torch.dtype, block: tupl
     assert torch.equal(eight.widened(dtype), expected)
     stacked = EightBitMatrix(torch.stack([eight.values] * 3), torch.stack([eight.scales] * 3))
     assert torch.equal(stacked.widened(dtype), torch.stack([expected] * 3)), "as many matrices at once as there are experts"
-
-
-def test_matrices_may_be_joined() -> None:
-    above, below = matrix(128, 256, seed=2), matrix(256, 256, seed=3)
-    together = joined([above, below]).widened(torch.float32)
-    assert torch.equal(together, torch.cat([above.widened(torch.float32), below.widened(torch.float32)]))
 
 
 def test_without_a_product_in_8_bits_the_matrix_is_widened() -> None:
