@@ -2,30 +2,34 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig
+from engine.eight_bit import EightBitMatrix
 from engine.engine import Engine
 from engine.tiny_longcat import write_tiny_longcat
 from protocol.errors import ConfigError
 from telemetry.metrics import Metrics
 from tests.unit.engine.conftest import EngineUnderTest
 
-BLOCK = (32, 40)
+UNEVEN_BLOCK = (32, 40)
 """Divides none of the tiny model's matrices evenly both ways."""
+EVEN_BLOCK = (16, 16)
+"""Divides all of them."""
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
-def quantised(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def quantised(matrix: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Its 8-bit form, the scales, and what they stand for: block by block."""
-    counts = [-(-size // block) for size, block in zip(matrix.shape, BLOCK, strict=True)]
+    counts = [-(-size // block) for size, block in zip(matrix.shape, block, strict=True)]
     eight_bit, scales, stands_for = torch.empty_like(matrix).to(torch.float8_e4m3fn), torch.empty(counts), matrix.clone()
     for row in range(counts[0]):
         for column in range(counts[1]):
-            place = tuple(slice(index * size, (index + 1) * size) for index, size in zip((row, column), BLOCK, strict=True))
+            place = tuple(slice(index * size, (index + 1) * size) for index, size in zip((row, column), block, strict=True))
             scales[row, column] = matrix[place].abs().max() / LARGEST
             eight_bit[place] = (matrix[place] / scales[row, column]).to(torch.float8_e4m3fn)
             stands_for[place] = eight_bit[place].float() * scales[row, column]
@@ -39,22 +43,23 @@ def is_quantised(name: str, tensor: torch.Tensor) -> bool:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """The 8-bit checkpoint, and one of the numbers that it stands for."""
+def pair(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    """The 8-bit checkpoint, and one of the numbers that it stands for. Parameter: the block."""
+    block: tuple[int, int] = getattr(request, "param", UNEVEN_BLOCK)
     eight_bit, plain = (write_tiny_longcat(tmp_path / name) for name in ("eight-bit", "plain"))
     weight_map = {}
     for file in sorted(plain.glob("*.safetensors")):
         stored, stood_for = {}, {}
         for name, tensor in load_file(file).items():
             if is_quantised(name, tensor):
-                stored[name], stored[f"{name}_scale_inv"], stood_for[name] = quantised(tensor)
+                stored[name], stored[f"{name}_scale_inv"], stood_for[name] = quantised(tensor, block)
             else:
                 stored[name] = stood_for[name] = tensor
         save_file(stored, eight_bit / file.name)
         save_file(stood_for, file)
         weight_map |= dict.fromkeys(stored, file.name)
     (eight_bit / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    change_config(eight_bit, quantization_config={"quant_method": "fp8", "weight_block_size": list(BLOCK)})
+    change_config(eight_bit, quantization_config={"quant_method": "fp8", "weight_block_size": list(block)})
     return eight_bit, plain
 
 
@@ -63,9 +68,9 @@ def change_config(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def engine(folder: Path) -> EngineUnderTest:
+def engine(folder: Path, fp8_weights: Literal["auto", "keep"] = "auto") -> EngineUnderTest:
     metrics = Metrics("decode", "test")
-    config = EngineConfig(dtype="float32", device="cpu", kv_memory_bytes=1 << 20, threads=1)
+    config = EngineConfig(dtype="float32", device="cpu", kv_memory_bytes=1 << 20, threads=1, fp8_weights=fp8_weights)
     return EngineUnderTest(Engine.load(folder, config, metrics), metrics)
 
 
@@ -76,6 +81,32 @@ def test_same_answer_as_the_numbers_it_stands_for(pair: tuple[Path, Path], tmp_p
     assert engine(eight_bit).answer(prompt, max_tokens=20) == expected
     unrounded = write_tiny_longcat(tmp_path / "unrounded")
     assert engine(unrounded).answer(prompt, max_tokens=20) != expected, "rounding must matter, else this shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("pair", "kept"),
+    [(UNEVEN_BLOCK, set()), (EVEN_BLOCK, {(384, 96), (96, 192), (96, 64), (16, 96, 96), (16, 96, 48)})],
+    ids=["uneven", "even"],
+    indirect=["pair"],
+)
+def test_the_same_answer_with_matrices_kept_in_8_bits(
+    pair: tuple[Path, Path], kept: set[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLPs, attentions' outputs and one layer's experts, where blocks divide them; a CPU widens them for each product."""
+    eight_bit, plain = pair
+    widened: list[tuple[int, ...]] = []
+    original = EightBitMatrix.widened
+
+    def noted(self: EightBitMatrix, dtype: torch.dtype) -> torch.Tensor:
+        widened.append(tuple(self.shape))
+        return original(self, dtype)
+
+    monkeypatch.setattr(EightBitMatrix, "widened", noted)
+    prompt = list(range(4, 204))
+    answer = engine(eight_bit, "keep").answer(prompt, max_tokens=20)
+    assert set(widened) == kept
+    assert widened.count((96, 64)) >= 4 * widened.count((16, 96, 96)), "the other layer's experts were left as they were"
+    assert answer == engine(plain).answer(prompt, max_tokens=20)
 
 
 def test_a_scale_that_lacks_is_named(pair: tuple[Path, Path]) -> None:
