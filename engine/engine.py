@@ -71,7 +71,7 @@ class Engine:
         sampler = Sampler(model.config.eos_token_ids, model.config.vocab_size, grammars)
         self._forward_pass = ForwardPass(model, pool, self._attention, sampler, self._speculation)
         self._scheduler = Scheduler(self.kv_cache, max_batch_tokens=config.max_batch_tokens, max_sequences=config.max_sequences)
-        self._metrics = StepMetrics(metrics, self.kv_cache)
+        self._metrics = StepMetrics(metrics, self.kv_cache, model.expert_tally)
         self._inbox: deque[Sequence | str] = deque()
         self._release_lock = threading.Lock()
         self._endings: list[Ending] = []

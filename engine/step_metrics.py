@@ -1,16 +1,21 @@
 """What one step of the engine took, told to the metrics and to the sequences that it was taken for."""
 
 from engine.kv_cache import KVCache
+from engine.models.expert_tally import ExpertTally
 from engine.scheduler import Schedule
 from telemetry.metrics import Metrics
+from telemetry.read_counter import Values
 
 
 class StepMetrics:
     """Called once after each step."""
 
-    def __init__(self, metrics: Metrics, kv_cache: KVCache) -> None:
+    def __init__(self, metrics: Metrics, kv_cache: KVCache, expert_tally: ExpertTally | None) -> None:
+        """`expert_tally`: the model's, read whenever somebody asks for the metrics, not in any step."""
         self._metrics = metrics
         self._kv_cache = kv_cache
+        if expert_tally is not None:
+            _expose(metrics, expert_tally)
 
     def observe(self, schedule: Schedule, started_s: float, step_s: float, num_running: int, num_waiting: int) -> None:
         """`started_s` is time.monotonic() at the step's start, `step_s` how long it took."""
@@ -38,3 +43,12 @@ def _share_out(schedule: Schedule, started_s: float, step_s: float) -> int:
         if sequence.first_token_s is None or sequence.first_token_s >= started_s:
             sequence.prefill_busy_s += share_s
     return num_tokens
+
+
+def _expose(metrics: Metrics, tally: ExpertTally) -> None:
+    def assignments() -> Values:
+        work = tally.read()
+        return {("real",): work.real, ("zero",): work.zero}
+
+    metrics.moe_assignments.read_from(assignments)
+    metrics.moe_product_rows.read_from(lambda: {(): tally.read().product_rows})

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.tiny_longcat import CHAT_TEMPLATE, EOS_TOKEN_ID, TOKENIZER, write_tiny_longcat
+from engine.tiny_longcat import CHAT_TEMPLATE, CONFIG, EOS_TOKEN_ID, TOKENIZER, write_tiny_longcat
 from router.chat_template import ChatTemplate
 from router.tool_calls.formats import LONGCAT
 from router.tool_calls.tools import Tool
@@ -49,7 +49,7 @@ def test_released_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["self_attn.1.kv_b_proj", "mlps.1.down_proj", "mlp.experts.5.up_proj", "mlp.router.classifier"]
+    "part", ["self_attn.1.kv_b_proj", "mlps.1.down_proj", "mlp.experts.14.up_proj", "mlp.router.classifier"]
 )
 def test_the_answer_hangs_on_every_part(tmp_path: Path, part: str) -> None:
     expected = answer(write_tiny_longcat(tmp_path))
@@ -81,3 +81,15 @@ def test_chat_format() -> None:
     told = template.render(conversation[1:2], [Tool("add", "Adds.", {"type": "object"})], LONGCAT)
     assert told.startswith("## Tools\n") and told.endswith("\n\n## Messages\n[Round 0] USER:One? ASSISTANT:")
     assert TOKENIZER.before[EOS_TOKEN_ID] == "</longcat_s>"
+
+
+def test_the_metrics_say_that_zero_experts_enter_no_product(tmp_path: Path) -> None:
+    """Every token of every layer chooses four experts; those that entered a product are the real ones, none else."""
+    config = EngineConfig(dtype="float32", device="cpu", kv_memory_bytes=1 << 20, threads=1, speculation="off")
+    metrics = Metrics("decode", "test")
+    EngineUnderTest(Engine.load(write_tiny_longcat(tmp_path), config, metrics), metrics).answer(PROMPT, max_tokens=5)
+    real, zero = (metrics.value("serval_moe_assignments_total", kind=kind) for kind in ("real", "zero"))
+    tokens = len(PROMPT) + 4
+    assert real + zero == tokens * CONFIG["moe_topk"] * CONFIG["num_layers"]
+    assert metrics.value("serval_moe_product_rows_total") == real
+    assert zero > 0
