@@ -1,4 +1,10 @@
-"""Limits on one HTTP connection that uvicorn's parser does not have: how many there are, how long and how slow a head may be."""
+"""Limits on one HTTP connection that uvicorn's parser does not have: how many there are, how long and how slow a head may be, and
+one request at a time.
+
+A request that comes before the one before it is answered (HTTP/1.1 pipelining) is not taken: to keep it for later, uvicorn would
+stop reading, and then not notice that the client has gone. The connection is closed after the answer, which tells the client that
+it has to ask again (RFC 9112, 9.3.2).
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -30,6 +36,8 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
             super().__init__(*args, **kwargs)
             self._is_reading_head = True
             self._head_bytes = 0
+            self._takes_no_more = False
+            """A request came too early; this connection ends with the answer that is on its way."""
             self._timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -45,7 +53,7 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
+            if self.transport.is_closing() or self._takes_no_more:
                 return
             if (
                 self._timer is None and self._is_idle
@@ -60,6 +68,11 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
                 self._refuse_head()
 
         def on_headers_complete(self) -> None:
+            if not self._is_idle:
+                self._takes_no_more = True
+                self.cycle.keep_alive = False
+            if self._takes_no_more:
+                return
             self._is_reading_head = False
             self._stop_timer()
             self._unset_keepalive_if_required()
@@ -70,13 +83,13 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
-            if not self.transport.is_closing():
+            if not (self.transport.is_closing() or self._takes_no_more):
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
             self._is_reading_head = True
             self._head_bytes = 0
-            if not self.transport.is_closing():
+            if not (self.transport.is_closing() or self._takes_no_more):
                 super().on_message_complete()
                 if self._is_idle:  # answered before its body was here, whose last piece ended uvicorn's own wait
                     self._stop_timer()

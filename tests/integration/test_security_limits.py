@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,32 @@ async def test_a_line_end_behind_a_body_does_not_cut_the_answer(running: Cluster
         answer = await asyncio.wait_for(reader.read(), WAIT_S)
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert rejected(running, "head_timeout") == 0
+
+
+def streamed(**more: Any) -> bytes:
+    body = json.dumps({"model": MODEL, "prompt": [1, 2, 3], "max_tokens": 50, "stream": True, **more}).encode()
+    return b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+
+
+@pytest.mark.parametrize("is_at_once", [True, False])
+async def test_a_request_behind_one_that_streams_does_not_hide_that_the_client_left(running: Cluster, is_at_once: bool) -> None:
+    second = streamed(prompt=[9])
+    async with running.worker(answer=positional_answer("no end "), hold_after=2) as worker:
+        async with connection(running.ports.http) as (reader, writer):
+            writer.write(streamed() + second if is_at_once else streamed())
+            assert b"no" in await asyncio.wait_for(reader.readuntil(b"no"), WAIT_S)
+            if not is_at_once:
+                writer.write(second)
+            await writer.drain()
+        assert await worker.next_cancel() == (await worker.next_submit()).request
+    assert running.outcomes() == {"cancelled": 1}
+
+
+async def test_a_request_before_the_last_one_s_answer_is_not_taken(running: Cluster) -> None:
+    async with running.worker(answer=positional_answer("no end ")) as worker:
+        answer = await answer_to(running.ports.http, streamed(stream=False) * 3)
+        assert answer.count(b"HTTP/1.1 200 OK") == 1 and b"connection: close" in answer and b'"usage"' in answer
+        assert len(worker.submits) == 1
 
 
 @pytest.mark.parametrize("rest", [b"x", b"x" * 9000])
