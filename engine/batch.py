@@ -8,6 +8,9 @@ import torch
 
 from engine.sequence import Sequence
 
+FEW_TOKENS = 16
+"""Up to so many are counted one by one faster than by numpy."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -18,6 +21,8 @@ class Span:
     end: int
     drafts: tuple[int, ...] = ()
     """Guesses, for the positions that follow the sequence's known tokens up to `end`."""
+    unread: int = 0
+    """Tokens before `end` that are drawn by steps whose results were not read when this was decided; only the device has them."""
 
     @property
     def length(self) -> int:
@@ -31,11 +36,15 @@ class Span:
     @property
     def samples(self) -> bool:
         """Whether the sequence's last known token is in it, so that new ones are drawn."""
-        return self.known_end == len(self.sequence.tokens)
+        return self.known_end == len(self.sequence.tokens) + self.unread
+
+
+UNREAD = 0
+"""Stands for a token that only the device has."""
 
 
 class Row(NamedTuple):
-    """A place where a token is drawn: after a sequence's known tokens and these guesses."""
+    """A place where a token is drawn: after a sequence's known tokens and these guesses, or tokens that are not read yet."""
 
     sequence: Sequence
     drafts: tuple[int, ...] = ()
@@ -72,12 +81,14 @@ class Batch:
         for span in spans:
             tokens = span.sequence.tokens
             token_ids += tokens[span.start : span.known_end]
+            token_ids += [UNREAD] * (span.known_end - max(span.start, len(tokens)))
             token_ids += span.drafts
             positions += range(span.start, span.end)
             slots += _slots(span, block_size)
             if span.samples:
                 self.sampled_spans.append(span)
-                self.sampled += [Row(span.sequence, span.drafts[:index]) for index in range(len(span.drafts) + 1)]
+                before = (UNREAD,) * span.unread
+                self.sampled += [Row(span.sequence, before + span.drafts[:index]) for index in range(len(span.drafts) + 1)]
                 sampled_rows += range(len(token_ids) - len(span.drafts) - 1, len(token_ids))
             if shifted:
                 next_token_ids += tokens[span.start + 1 : span.known_end + 1]
@@ -95,8 +106,8 @@ class Batch:
 
 def _slots(span: Span, block_size: int) -> list[int]:
     blocks = span.sequence.blocks
-    if span.length == 1:
-        return [blocks[span.start // block_size] * block_size + span.start % block_size]
+    if span.length <= FEW_TOKENS:
+        return [blocks[place // block_size] * block_size + place % block_size for place in range(span.start, span.end)]
     positions = np.arange(span.start, span.end)
     held = np.asarray(blocks)
     slots: list[int] = (held[positions // block_size] * block_size + positions % block_size).tolist()
