@@ -36,8 +36,16 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/
 run: .venv/.ready
 	@$(BIN)/serval up $(ARGS)
 
+# Tests of one process share the cores; those that start processes have the machine to themselves.
 test: .venv/.ready-dev .venv/.ready-clients
+ifeq ($(ARGS),)
+	@status=0; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not cluster" || status=1; \
+	$(BIN)/python -m pytest -m cluster || status=1; \
+	exit $$status
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 schemathesis: .venv/.ready-dev
 	SERVAL_SCHEMATHESIS_CASES=5000 $(BIN)/python -m pytest -s tests/cluster/test_schemathesis.py $(ARGS)

@@ -12,6 +12,8 @@ from serving.chat_client import AnswerFailed, ChatOptions, Conversation, connect
 from serving.chat_client import Cluster as ClusterAddress
 from tests.integration.router_support import MODEL, WAIT_S, Cluster, cluster, positional_answer, write_model_folder
 
+pytestmark = pytest.mark.cluster
+
 TEXT = "Hello the stop again! "
 
 

@@ -10,6 +10,8 @@ import pytest
 from benchmarks.cluster import environment
 from engine.tiny import write_tiny_llama
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:

@@ -12,6 +12,8 @@ from kvtransfer.notification import WriteNotification, request_key
 from protocol import cluster_pb2
 from protocol.errors import InvalidRequest, LeaseExpired, Overloaded, PeerGone, TransferFailed
 
+pytestmark = pytest.mark.cluster
+
 MARK = 0x5A5A5A5A5A5A5A5A
 ALL_LARGE = list(range(64))
 """64 MiB in four layers."""

@@ -9,6 +9,8 @@ from kvtransfer_support import POOL_BLOCKS, SMALL, DecodeHost, PrefillHost, Remo
 from protocol import cluster_pb2
 from protocol.errors import LeaseExpired, TransferFailed
 
+pytestmark = pytest.mark.cluster
+
 
 def lease_id_of(lease: bytes) -> int:
     return cluster_pb2.WriteLease.FromString(lease).lease_id

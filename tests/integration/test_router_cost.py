@@ -9,6 +9,8 @@ import pytest
 from benchmarks.router_cost.report import CostReport
 from serving.model_folder import embedded_folder
 
+pytestmark = pytest.mark.cluster
+
 RUN_TIMEOUT_S = 90.0
 
 
