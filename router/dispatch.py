@@ -107,7 +107,7 @@ class Dispatcher:
         self._idle.clear()
         timer = asyncio.get_running_loop().call_at(request.timeline.deadline, self._on_deadline, request)
         request.timers.append(timer)
-        request.lifecycle.advance(Event.ADMITTED)
+        self._advance(request, Event.ADMITTED)
         if sibling_of is not None and not _has_prompt_at_decode(sibling_of):
             sibling_of.siblings.append(request)
         else:
@@ -185,13 +185,11 @@ class Dispatcher:
 
     def _add_tokens(self, request: Request, output: cluster_pb2.RequestOutput, token_ids: list[int], now: float) -> bool:
         """True when a stop string is complete; tokens after it are dropped."""
-        if request.lifecycle.state is State.SUBMITTED:
-            self._streaming += 1
+        if request.lifecycle.state is not State.STREAMING:
+            self._advance(request, Event.TOKENS)
             self._show_counts()
             self._attempts.leave_prefill(request)
             request.prompt_logprobs = request.prompt_logprobs or output.prompt_logprobs
-        if request.lifecycle.state is not State.STREAMING:
-            request.lifecycle.advance(Event.TOKENS)
         self._accounting.tokens(request, len(token_ids), now)
         if not request.is_read_by_token:
             request.add_all(token_ids)
@@ -262,10 +260,8 @@ class Dispatcher:
         """From the tokens that the client has already. Draws are keyed by (seed, position), and the worker is told which tokens
         are answer, so the answer is the one it would have been."""
         request.retries += 1
-        if request.lifecycle.state is State.STREAMING:
-            self._streaming -= 1
-            self._show_counts()
-        request.lifecycle.advance(Event.WORKER_LOST)
+        self._advance(request, Event.WORKER_LOST)
+        self._show_counts()
         if len(request.output) >= request.spec.sampling.max_tokens:  # only the word that it ended was lost
             self._end(request, End(Outcome.LENGTH))
         else:
@@ -279,9 +275,7 @@ class Dispatcher:
         """The only way out; whatever comes later for this request finds it gone."""
         if request.lifecycle.has_ended:
             return
-        if request.lifecycle.state is State.STREAMING:
-            self._streaming -= 1
-        request.lifecycle.advance(Event.END)
+        self._advance(request, Event.END)
         self._attempts.cancel(request, Spent.SERVED if end.outcome.is_success else Spent.FAILED)
         self._line.leave(request)
         self._open.discard(request)
@@ -312,6 +306,13 @@ class Dispatcher:
         for request in siblings:
             if not request.lifecycle.has_ended:
                 self._line.enter(request)
+
+    def _advance(self, request: Request, event: Event) -> None:
+        """How many stream follows from their states, whatever goes wrong before or after."""
+        lifecycle = request.lifecycle
+        was_streaming = lifecycle.state is State.STREAMING
+        lifecycle.advance(event)
+        self._streaming += (lifecycle.state is State.STREAMING) - was_streaming
 
     def _show_counts(self) -> None:
         self._accounting.counts(running=self._streaming, waiting=len(self._open) - self._streaming)

@@ -8,12 +8,16 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from protocol import cluster_pb2_grpc
+from protocol import cluster_pb2, cluster_pb2_grpc
 from protocol.peer_guard import peer_roles
 from router.dispatch import Dispatcher
 from router.workers import POOL_NAMES, Membership, RefusedWorker, Worker
 
 logger = logging.getLogger(__name__)
+
+
+class _Unhandled(Exception):
+    """A message met a bug of ours. What it said is lost, so the stream ends: requests go on elsewhere, and the worker redials."""
 
 
 class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
@@ -42,8 +46,8 @@ class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if worker.end_reason.done():
                 reason = worker.end_reason.result()
-            elif reading.done() and reading.exception() is None:
-                reason = "it closed its stream"
+            elif reading.done():
+                reason = _why_reading_ended(reading.exception())
         finally:
             # First the membership, at once and without an await: its requests go on elsewhere.
             self._members.leave(worker, reason)
@@ -75,14 +79,27 @@ class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
         while (message := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
             worker.heard_at = loop.time()
             kind = message.WhichOneof("kind")
-            if kind == "step":
-                self._dispatcher.on_step(worker, message.step)
-            elif kind == "load":
-                self._dispatcher.on_load(worker, message.load, worker.heard_at)
-            elif kind == "cache":
-                self._dispatcher.on_cache(worker, message.cache)
-            elif kind == "draining":
-                worker.is_draining = True
+            try:
+                self._take(worker, message, kind)
+            except Exception as error:
+                logger.exception("%s %s: its message of kind %s could not be handled", worker.pool, worker.name, kind)
+                raise _Unhandled from error
+
+    def _take(self, worker: Worker, message: cluster_pb2.FromWorker, kind: str | None) -> None:
+        if kind == "step":
+            self._dispatcher.on_step(worker, message.step)
+        elif kind == "load":
+            self._dispatcher.on_load(worker, message.load, worker.heard_at)
+        elif kind == "cache":
+            self._dispatcher.on_cache(worker, message.cache)
+        elif kind == "draining":
+            worker.is_draining = True
+
+
+def _why_reading_ended(error: BaseException | None) -> str:
+    if isinstance(error, _Unhandled):
+        return "the router failed to handle what it said"
+    return "its stream broke" if error is not None else "it closed its stream"
 
 
 async def _write(worker: Worker, context: Any) -> None:

@@ -12,7 +12,9 @@ import grpc.aio
 import openai
 import pytest
 
+from protocol import cluster_pb2
 from router.call_trace import CallTrace
+from router.workers import Worker
 from tests.integration.router_support import (
     CONTEXT,
     MODEL,
@@ -165,6 +167,30 @@ async def test_a_restarted_worker_takes_its_place_at_once(running: Cluster) -> N
     await old.kill()
 
 
+async def test_a_bug_at_a_worker_s_message_is_logged_and_its_requests_go_on_elsewhere(
+    running: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    internals = running.router._running
+    assert internals is not None
+    dispatcher = internals._dispatcher
+    on_step = dispatcher.on_step
+
+    def broken(worker: Worker, step: cluster_pb2.StepOutput) -> None:
+        if worker.name == "first":
+            raise ZeroDivisionError("a bug")
+        on_step(worker, step)
+
+    monkeypatch.setattr(dispatcher, "on_step", broken)
+    async with running.worker(name="first", answer=positional_answer(TEXT)) as first:
+        asking = asyncio.create_task(post(running, BODY))
+        await first.next_submit()
+        async with running.worker(name="second", answer=positional_answer(TEXT)):
+            assert (await asking).status_code == 200
+    assert "decode first left: the router failed to handle what it said" in caplog.text
+    (logged,) = [record for record in caplog.records if record.name == "router.link" and record.exc_info]
+    assert "decode first: its message of kind step" in logged.message
+
+
 async def test_a_silent_worker_is_given_up(folder: Path) -> None:
     async with cluster(folder, worker_silence_s=0.4) as running:
         silent = await running.worker(heartbeat_s=60).start()
@@ -210,6 +236,7 @@ async def test_a_draining_worker_finishes_and_gets_nothing_new(running: Cluster)
             leaving.say_ended(submit.request, "length")
             assert (await asking).headers["x-serval-decode-worker"] == "decode-0"
             assert len(staying.submits) == 1
+    await running.until(lambda: not list(members.all))
     assert running.metrics.value("serval_worker_losses_total", pool="decode") == 1, "only decode-1 left without a drain"
 
 

@@ -171,6 +171,27 @@ async def test_a_bug_in_one_answer_ends_that_one_alone(monkeypatch: pytest.Monke
     assert (broken.end.outcome, other.end.outcome) == (Outcome.INTERNAL, Outcome.LENGTH)
 
 
+async def test_a_bug_at_a_first_token_leaves_the_count_of_streams_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.join("decode", "d")
+    broken, other = world.accept(), world.accept()
+    leave_prefill, is_first = world.dispatcher._attempts.leave_prefill, iter([True])
+
+    def explode_once(request: Request) -> None:
+        if next(is_first, False):
+            raise ValueError("a bug")
+        leave_prefill(request)
+
+    monkeypatch.setattr(world.dispatcher._attempts, "leave_prefill", explode_once)
+    world.say(world.task_of(broken), 1, None)
+    world.say(world.task_of(other), 1, None)
+    assert broken.end is not None and broken.end.outcome is Outcome.INTERNAL
+    value = world.metrics.value
+    assert (value("serval_num_requests_running"), value("serval_num_requests_waiting")) == (1, 0)
+    world.say(world.task_of(other), MAX_TOKENS, "length")
+    assert (value("serval_num_requests_running"), value("serval_num_requests_waiting")) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("config", "prepare", "error"),
     [
