@@ -83,15 +83,16 @@ class MlaAttention:
     def _attend_entries(self, layer: int, absorbed: torch.Tensor, context: SpanContext | DecodeGroup) -> torch.Tensor:
         """Weighted means of latents, [heads, tokens, latent], for `absorbed` [heads, tokens, entry]."""
         entries = context.entries(layer)
-        if isinstance(context, SpanContext) and context.length > 1:
+        if isinstance(context, SpanContext) and not context.is_decode:
             entries = entries.view(1, 1, *entries.shape)
-            causal = context.mask is None
-            attended = self._attend(absorbed.unsqueeze(0), entries, entries, context.mask, causal, shares_keys=True)[0]
-        else:  # one token each of one or several sequences; its heads are query rows
+            queries = absorbed.unsqueeze(0)
+            attended = self._attend(queries, entries, entries, context.mask, context.is_causal, shares_keys=True)[0]
+        else:  # a few tokens each of one or several sequences; their heads are query rows
+            heads, tokens, width = absorbed.shape
             entries = entries.view(-1, 1, *entries.shape[-2:])
-            mask = context.mask if isinstance(context, DecodeGroup) else None
-            heads_as_rows = absorbed.transpose(0, 1).unsqueeze(1)
-            attended = self._attend(heads_as_rows, entries, entries, mask)[:, 0].transpose(0, 1)
+            rows = absorbed.transpose(0, 1).reshape(entries.shape[0], 1, -1, width)
+            attended = self._attend(rows, entries, entries, context.mask_of_heads(heads))
+            attended = attended.reshape(tokens, heads, width).transpose(0, 1)
         return attended[..., : self._shape.latent]
 
     def _expanded(self, layer: int, query: torch.Tensor, context: SpanContext) -> torch.Tensor:
@@ -102,8 +103,8 @@ class MlaAttention:
         width = max(keys.shape[-1], shape.value)
         values = pad(torch.matmul(latents, up.value_up), (0, width - shape.value))
         keys, queries = (pad(each, (0, width - each.shape[-1])) for each in (keys, query.transpose(0, 1)))
-        causal = context.mask is None and context.length > 1
-        attended = self._attend(queries.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), context.mask, causal)
+        queries, keys, values = queries.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0)
+        attended = self._attend(queries, keys, values, context.mask, context.is_causal)
         return attended[0, ..., : shape.value].transpose(0, 1)
 
     def _attend(

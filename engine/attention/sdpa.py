@@ -1,6 +1,6 @@
 """Grouped-query attention by torch.nn.functional.scaled_dot_product_attention. Runs wherever torch runs.
 
-One query token's heads that share a KV head are passed as query rows, which spares torch's expansion of the heads.
+A decode's heads that share a KV head are passed as query rows, so that torch reads the KV head once for them all.
 """
 
 from dataclasses import dataclass
@@ -53,19 +53,22 @@ class SdpaAttention:
 
     def _attend_span(self, layer: int, query: torch.Tensor, context: SpanContext) -> torch.Tensor:
         keys, values = self._keys_values(layer, context)
-        shape = self._shape
-        if context.length == 1:
-            grouped = query.view(shape.kv_heads, 1, shape.group, shape.head_dim)
-            return scaled_dot_product_attention(grouped, keys, values).view(1, -1)
+        shape, length = self._shape, context.length
+        if context.is_decode:
+            # The KV heads are the batch, see _split.
+            rows = query.view(length, shape.kv_heads, shape.group, shape.head_dim).transpose(0, 1)
+            rows = rows.reshape(shape.kv_heads, 1, length * shape.group, shape.head_dim)
+            attended = scaled_dot_product_attention(rows, keys, values, attn_mask=context.mask_of_heads(shape.group))
+            return attended.reshape(shape.kv_heads, length, -1).transpose(0, 1).reshape(length, -1)
         attended = scaled_dot_product_attention(
-            query.view(1, context.length, shape.heads, shape.head_dim).transpose(1, 2),
+            query.view(1, length, shape.heads, shape.head_dim).transpose(1, 2),
             keys.transpose(0, 1),
             values.transpose(0, 1),
             attn_mask=context.mask,
-            is_causal=context.mask is None,
+            is_causal=context.is_causal,
             enable_gqa=shape.group > 1,
         )
-        return attended.transpose(1, 2).reshape(context.length, -1)
+        return attended.transpose(1, 2).reshape(length, -1)
 
     def _keys_values(self, layer: int, context: SpanContext) -> tuple[torch.Tensor, torch.Tensor]:
         if context.blocks is not None:
@@ -74,15 +77,16 @@ class SdpaAttention:
         return keys.narrow(2, context.first_slot, context.size), values.narrow(2, context.first_slot, context.size)
 
     def _attend_group(self, layer: int, query: torch.Tensor, group: DecodeGroup) -> torch.Tensor:
-        shape, count = self._shape, group.count
+        shape, count, length = self._shape, group.count, group.length
         heads = group.entries(layer).view(count, group.longest, 2 * shape.kv_heads, shape.head_dim).transpose(1, 2)
+        rows = query.view(count, length, shape.kv_heads, shape.group * shape.head_dim).transpose(1, 2)
         attended = scaled_dot_product_attention(
-            query.view(count, shape.kv_heads, shape.group, shape.head_dim),
+            rows.reshape(count, shape.kv_heads, length * shape.group, shape.head_dim),
             heads[:, : shape.kv_heads],
             heads[:, shape.kv_heads :],
-            attn_mask=group.mask,
+            attn_mask=group.mask_of_heads(shape.group),
         )
-        return attended.reshape(count, -1)
+        return attended.reshape(count, shape.kv_heads, length, -1).transpose(1, 2).reshape(count * length, -1)
 
 
 def _split(tokens: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:

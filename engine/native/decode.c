@@ -1,11 +1,13 @@
-/* One decode step of a Llama-family model in bfloat16 on one thread: one new token for each of several sequences.
+/* One decode step of a Llama-family model in bfloat16 on one thread: the next token of each of several sequences, or several
+ * consecutive ones where they are guessed. A token is one row of every product.
  *
  * A decode step reads every weight once and computes little with it, so it can be no faster than memory. Everything here serves
- * that: weights lie in the order in which they are read, all sequences' activations stay in the first-level caches, attention
- * reads the paged pool where it lies, and between two products nothing waits for an interpreter.
+ * that: weights lie in the order in which they are read, all rows' activations stay in the first-level caches, attention reads
+ * the paged pool where it lies, once for all rows of a sequence, and between two products nothing waits for an interpreter.
  *
  * Needs AVX512-BF16 and AMX-BF16 (library.py asks the CPU first). Every tile is 16 rows of 64 bytes, so that the tile
- * configuration never changes. A row's result never depends on the other rows: what rows pad a tile may hold anything.
+ * configuration never changes. A row's result never depends on the other rows, not by a bit, but for the KV of those that come
+ * before it in its sequence: what rows pad a tile may hold anything.
  * Sums are float32 throughout; rounded to bfloat16 are only the inputs of products and what the KV pool keeps.
  */
 
@@ -53,9 +55,10 @@ typedef struct {
 } Model;
 
 typedef struct {
-    int64_t count; /* sequences, one token each */
-    const int64_t *token_ids, *positions, *slots;
-    const int32_t *blocks; /* [count, blocks_width]: each sequence's blocks in order */
+    int64_t count, sequences; /* count: rows of all sequences */
+    const int64_t *rows; /* [sequences + 1]: where each sequence's rows begin; they and their positions are consecutive */
+    const int64_t *token_ids, *positions, *slots; /* [count] */
+    const int32_t *blocks; /* [sequences, blocks_width]: each sequence's blocks in order */
     int64_t blocks_width, block_size;
     bf16 *pool; /* [layer][slot][K heads, V heads] */
     int64_t layer_values;
@@ -193,63 +196,79 @@ static void gate_rows(int64_t inner, const float *gate_up, int64_t rows, bf16 *t
 
 /* ---- attention */
 
-/* sums[head][...] = factor[head] * sums + weights[token][head] * values[token], for `heads` heads and `tokens` tokens.
+/* sums[column][...] = factor[column] * sums + weights[token][column] * values[token], for `columns` and `tokens`.
  * bfloat16 widens to float32 by a shift for even and a mask for odd places, so sums hold 16 even, then 16 odd of each 32. */
 static inline __attribute__((always_inline)) void weigh_values(
-    int heads, int64_t tokens, const float *weights, const float *factor, const bf16 *values, int64_t stride, float *sums,
+    int columns, int64_t tokens, const float *weights, const float *factor, const bf16 *values, int64_t stride, float *sums,
     int64_t head_dim) {
     for (int64_t at = 0; at < head_dim; at += 32) {
-        __m512 even[heads], odd[heads];
-        for (int head = 0; head < heads; head++) {
-            even[head] = _mm512_mul_ps(_mm512_set1_ps(factor[head]), _mm512_load_ps(sums + head * head_dim + at));
-            odd[head] = _mm512_mul_ps(_mm512_set1_ps(factor[head]), _mm512_load_ps(sums + head * head_dim + at + 16));
+        __m512 even[columns], odd[columns];
+        for (int column = 0; column < columns; column++) {
+            even[column] = _mm512_mul_ps(_mm512_set1_ps(factor[column]), _mm512_load_ps(sums + column * head_dim + at));
+            odd[column] = _mm512_mul_ps(_mm512_set1_ps(factor[column]), _mm512_load_ps(sums + column * head_dim + at + 16));
         }
         for (int64_t token = 0; token < tokens; token++) {
             __m512i pairs = _mm512_loadu_si512(values + token * stride + at);
             __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
             __m512 high = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
-            for (int head = 0; head < heads; head++) {
-                __m512 weight = _mm512_set1_ps(weights[token * TILE + head]);
-                even[head] = _mm512_fmadd_ps(weight, low, even[head]);
-                odd[head] = _mm512_fmadd_ps(weight, high, odd[head]);
+            for (int column = 0; column < columns; column++) {
+                __m512 weight = _mm512_set1_ps(weights[token * TILE + column]);
+                even[column] = _mm512_fmadd_ps(weight, low, even[column]);
+                odd[column] = _mm512_fmadd_ps(weight, high, odd[column]);
             }
         }
-        for (int head = 0; head < heads; head++) {
-            _mm512_store_ps(sums + head * head_dim + at, even[head]);
-            _mm512_store_ps(sums + head * head_dim + at + 16, odd[head]);
+        for (int column = 0; column < columns; column++) {
+            _mm512_store_ps(sums + column * head_dim + at, even[column]);
+            _mm512_store_ps(sums + column * head_dim + at + 16, odd[column]);
         }
     }
 }
 
-/* weigh_values for any number of heads, in constant numbers that fit the registers. */
-static void weigh_group(
-    int64_t heads, int64_t tokens, const float *weights, const float *factor, const bf16 *values, int64_t stride, float *sums,
+/* weigh_values for any number of columns, in constant numbers that fit the registers. */
+static void weigh_columns(
+    int64_t columns, int64_t tokens, const float *weights, const float *factor, const bf16 *values, int64_t stride, float *sums,
     int64_t head_dim) {
-    while (heads > 0) {
-        int taken = heads >= 4 ? 4 : (int)heads;
+    while (columns > 0) {
+        int taken = columns >= 4 ? 4 : (int)columns;
         switch (taken) {
         case 4: weigh_values(4, tokens, weights, factor, values, stride, sums, head_dim); break;
         case 3: weigh_values(3, tokens, weights, factor, values, stride, sums, head_dim); break;
         case 2: weigh_values(2, tokens, weights, factor, values, stride, sums, head_dim); break;
         default: weigh_values(1, tokens, weights, factor, values, stride, sums, head_dim); break;
         }
-        heads -= taken, weights += taken, factor += taken, sums += taken * head_dim;
+        columns -= taken, weights += taken, factor += taken, sums += taken * head_dim;
     }
 }
 
 /* Scratch of one sequence's attention. Queries are the right operand of a tile product, so that 16 tokens' keys can be the left one
- * as they lie in the pool: the scores come out as [token][head], and heads are lanes from there on. */
+ * as they lie in the pool: the scores come out as [token][column], and columns are lanes from there on. A tile's columns are the
+ * query heads that share one KV head, of as many rows as fit: a part of the sequence's rows. */
 typedef struct {
-    bf16 *queries; /* [kv_heads][head_dim / 2][16 heads][2]; heads beyond the group are 0 */
-    float *sums;   /* [heads][head_dim] */
-    float *maxima, *totals; /* [kv_heads][16] */
+    bf16 *queries; /* [part][kv_heads][head_dim / 2][16 columns][2] */
+    float *sums;   /* [part][kv_heads][16 columns][head_dim] */
+    float *maxima, *totals; /* [part][kv_heads][16 columns] */
 } Attention;
 
-/* Takes 16 consecutive tokens of one KV head into the running softmax. Tokens from `tokens` on are not the sequence's. */
-static void attend_tile(const Model *model, Attention *scratch, int64_t kv_head, const bf16 *entries, int64_t tokens) {
-    int64_t head_dim = model->head_dim, width = 2 * model->kv_heads * head_dim, group = model->heads / model->kv_heads;
-    const bf16 *keys = entries + kv_head * head_dim, *values = keys + model->kv_heads * head_dim;
-    const bf16 *queries = scratch->queries + kv_head * head_dim * TILE;
+typedef struct {
+    int64_t rows, context; /* how many, and how many tokens the first of them sees; each later one sees one more */
+    int64_t group;         /* columns of a row */
+} Part;
+
+static int64_t rows_per_part(const Model *model) { return TILE / (model->heads / model->kv_heads); }
+
+/* The columns that see a token which the part's first row would have to see `beyond` tokens more to see. */
+static inline __mmask16 columns_that_see(const Part *part, int64_t beyond) {
+    int64_t blind = beyond > 0 ? beyond * part->group : 0;
+    return blind < TILE ? (__mmask16)(0xffff << blind) : 0;
+}
+
+/* Takes 16 consecutive tokens of one KV head, from `first` on, into a part's running softmax. `tile` is the part's and head's. */
+static void attend_tile(const Model *model, const Attention *scratch, int64_t tile, const Part *part, int64_t first,
+                        const bf16 *keys) {
+    int64_t head_dim = model->head_dim, width = 2 * model->kv_heads * head_dim, last = part->context + part->rows - 1 - first;
+    int64_t tokens = last < TILE ? last : TILE;
+    const bf16 *values = keys + model->kv_heads * head_dim, *queries = scratch->queries + tile * head_dim * TILE;
+    float *sums = scratch->sums + tile * TILE * head_dim;
     float scores[TILE * TILE] __attribute__((aligned(64))), factor[TILE] __attribute__((aligned(64)));
     BEFORE_TILES();
     _tile_zero(SUM0);
@@ -259,56 +278,84 @@ static void attend_tile(const Model *model, Attention *scratch, int64_t kv_head,
         _tile_dpbf16ps(SUM0, LEFT, RIGHT0);
     }
     _tile_stored(SUM0, scores, 64);
-    __m512 before = _mm512_load_ps(scratch->maxima + kv_head * TILE), maximum = before;
-    for (int64_t token = 0; token < tokens; token++) maximum = _mm512_max_ps(maximum, _mm512_load_ps(scores + token * TILE));
-    __m512 shrink = exponential(_mm512_sub_ps(before, maximum));
-    __m512 total = _mm512_mul_ps(shrink, _mm512_load_ps(scratch->totals + kv_head * TILE));
+    __m512 before = _mm512_load_ps(scratch->maxima + tile * TILE), maximum = before;
     for (int64_t token = 0; token < tokens; token++) {
+        __mmask16 sees = columns_that_see(part, first + token + 1 - part->context);
+        maximum = _mm512_mask_max_ps(maximum, sees, maximum, _mm512_load_ps(scores + token * TILE));
+    }
+    __m512 shrink = exponential(_mm512_sub_ps(before, maximum));
+    __m512 total = _mm512_mul_ps(shrink, _mm512_load_ps(scratch->totals + tile * TILE));
+    for (int64_t token = 0; token < tokens; token++) {
+        __mmask16 sees = columns_that_see(part, first + token + 1 - part->context);
         __m512 weight = exponential(_mm512_sub_ps(_mm512_load_ps(scores + token * TILE), maximum));
-        total = _mm512_add_ps(total, weight);
+        total = _mm512_mask_add_ps(total, sees, total, weight);
         _mm512_store_ps(scores + token * TILE, weight);
     }
     _mm512_store_ps(factor, shrink);
-    _mm512_store_ps(scratch->maxima + kv_head * TILE, maximum);
-    _mm512_store_ps(scratch->totals + kv_head * TILE, total);
-    weigh_group(group, tokens, scores, factor, values, width, scratch->sums + kv_head * group * head_dim, head_dim);
+    _mm512_store_ps(scratch->maxima + tile * TILE, maximum);
+    _mm512_store_ps(scratch->totals + tile * TILE, total);
+    if (part->context - first >= TILE)
+        weigh_columns(part->rows * part->group, TILE, scores, factor, values, width, sums, head_dim);
+    else /* here the rows see different numbers of tokens, and none weighs what it does not see, not even with 0 */
+        for (int64_t row = 0, column = 0; row < part->rows; row++, column += part->group) {
+            int64_t seen = part->context + row - first;
+            seen = seen < 0 ? 0 : seen < TILE ? seen : TILE;
+            weigh_columns(part->group, seen, scores + column, factor + column, values, width, sums + column * head_dim, head_dim);
+        }
 }
 
-/* One sequence's attention over its blocks, each read once and whole; `query` [heads, head_dim] is rotated already. */
-static void attend(const Model *model, const Batch *batch, Attention *scratch, const bf16 *pool, int64_t row, const float *query,
-                   bf16 *to) {
-    int64_t head_dim = model->head_dim, group = model->heads / model->kv_heads, width = 2 * model->kv_heads * head_dim;
-    int64_t context = batch->positions[row] + 1;
+/* Puts a row's rotated queries [heads, head_dim] into its columns, and clears what these are to sum up. */
+static void begin_row(const Model *model, const Attention *scratch, int64_t row, const float *query) {
+    int64_t head_dim = model->head_dim, group = model->heads / model->kv_heads, per_part = rows_per_part(model);
     float scale = 1.0f / sqrtf((float)head_dim);
-    for (int64_t head = 0; head < model->heads; head++) {
-        uint32_t *pairs = (uint32_t *)scratch->queries + head / group * head_dim / 2 * TILE + head % group;
+    for (int64_t head = 0; head < model->heads; head++, query += head_dim) {
+        int64_t tile = row / per_part * model->kv_heads + head / group, column = row % per_part * group + head % group;
+        uint32_t *pairs = (uint32_t *)scratch->queries + tile * head_dim / 2 * TILE + column;
         for (int64_t pair = 0; pair < head_dim / 2; pair++) {
             /* The scale goes in here: exact where it is a power of two, else one rounding of what is rounded anyway. */
-            const float *two = query + head * head_dim + 2 * pair;
-            __m128 both = _mm_setr_ps(two[0] * scale, two[1] * scale, 0, 0);
+            __m128 both = _mm_setr_ps(query[2 * pair] * scale, query[2 * pair + 1] * scale, 0, 0);
             __m128bh rounded = _mm_cvtneps_pbh(both);
             memcpy(pairs + pair * TILE, &rounded, sizeof *pairs);
         }
+        memset(scratch->sums + (tile * TILE + column) * head_dim, 0, head_dim * sizeof(float));
+        scratch->totals[tile * TILE + column] = 0.0f;
+        scratch->maxima[tile * TILE + column] = -1e30f;
     }
-    memset(scratch->sums, 0, model->heads * head_dim * sizeof(float));
-    memset(scratch->totals, 0, model->kv_heads * TILE * sizeof(float));
-    for (int64_t i = 0; i < model->kv_heads * TILE; i++) scratch->maxima[i] = -1e30f;
-    for (int64_t token = 0; token < context; token += TILE) {
-        const int32_t *blocks = batch->blocks + row * batch->blocks_width;
-        int64_t slot = (int64_t)blocks[token / batch->block_size] * batch->block_size + token % batch->block_size;
-        int64_t tokens = context - token < TILE ? context - token : TILE;
-        for (int64_t kv_head = 0; kv_head < model->kv_heads; kv_head++)
-            attend_tile(model, scratch, kv_head, pool + slot * width, tokens);
-    }
-    for (int64_t head = 0; head < model->heads; head++) {
-        __m512 share = _mm512_set1_ps(1.0f / scratch->totals[head / group * TILE + head % group]);
+}
+
+/* A row's weighted means of values, [heads, head_dim]. */
+static void finish_row(const Model *model, const Attention *scratch, int64_t row, bf16 *to) {
+    int64_t head_dim = model->head_dim, group = model->heads / model->kv_heads, per_part = rows_per_part(model);
+    for (int64_t head = 0; head < model->heads; head++, to += head_dim) {
+        int64_t column = (row / per_part * model->kv_heads + head / group) * TILE + row % per_part * group + head % group;
+        __m512 share = _mm512_set1_ps(1.0f / scratch->totals[column]);
+        const float *sums = scratch->sums + column * head_dim;
         for (int64_t at = 0; at < head_dim; at += 32) {
-            const float *sums = scratch->sums + head * head_dim + at;
-            __m512i even = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(share, _mm512_load_ps(sums))));
-            __m512i odd = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(share, _mm512_load_ps(sums + 16))));
-            _mm512_storeu_si512(to + head * head_dim + at, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+            __m512i even = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(share, _mm512_load_ps(sums + at))));
+            __m512i odd = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(share, _mm512_load_ps(sums + at + 16))));
+            _mm512_storeu_si512(to + at, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
         }
     }
+}
+
+/* One sequence's attention over its blocks, each read once and whole for all its rows. `qkv` are the first row's, rotated and
+ * followed by the next row's `stride` values later; `to` [rows, heads, head_dim]. The rows' own KV is in the pool already. */
+static void attend(const Model *model, const Batch *batch, const Attention *scratch, const bf16 *pool, int64_t sequence,
+                   const float *qkv, int64_t stride, bf16 *to) {
+    const int32_t *blocks = batch->blocks + sequence * batch->blocks_width;
+    int64_t head_dim = model->head_dim, kv_heads = model->kv_heads, per_part = rows_per_part(model);
+    int64_t rows = batch->rows[sequence + 1] - batch->rows[sequence], context = batch->positions[batch->rows[sequence]] + 1;
+    for (int64_t row = 0; row < rows; row++) begin_row(model, scratch, row, qkv + row * stride);
+    for (int64_t token = 0; token < context + rows - 1; token += TILE) {
+        int64_t slot = (int64_t)blocks[token / batch->block_size] * batch->block_size + token % batch->block_size;
+        const bf16 *keys = pool + slot * 2 * kv_heads * head_dim;
+        for (int64_t row = 0; row < rows; row += per_part) {
+            Part part = {rows - row < per_part ? rows - row : per_part, context + row, model->heads / kv_heads};
+            for (int64_t head = 0; head < kv_heads && token < part.context + part.rows - 1; head++)
+                attend_tile(model, scratch, row / per_part * kv_heads + head, &part, token, keys + head * head_dim);
+        }
+    }
+    for (int64_t row = 0; row < rows; row++) finish_row(model, scratch, row, to + row * model->heads * head_dim);
 }
 
 /* ---- the step */
@@ -340,10 +387,11 @@ static Workspace lay_out(const Model *model, int64_t count, char *memory) {
     space.cosine = TAKE(float, rows * model->head_dim / 2);
     space.sine = TAKE(float, rows * model->head_dim / 2);
     space.narrow = TAKE(bf16, rows * larger(larger(model->hidden, query), model->inner));
-    space.attention.queries = TAKE(bf16, model->kv_heads * model->head_dim * TILE);
-    space.attention.sums = TAKE(float, query);
-    space.attention.maxima = TAKE(float, model->kv_heads * TILE);
-    space.attention.totals = TAKE(float, model->kv_heads * TILE);
+    /* One sequence may have all rows; a part has at least one. */
+    space.attention.queries = TAKE(bf16, count * model->kv_heads * model->head_dim * TILE);
+    space.attention.sums = TAKE(float, count * model->kv_heads * TILE * model->head_dim);
+    space.attention.maxima = TAKE(float, count * model->kv_heads * TILE);
+    space.attention.totals = TAKE(float, count * model->kv_heads * TILE);
 #undef TAKE
     space.bytes = bytes;
     return space;
@@ -353,7 +401,6 @@ int64_t serval_workspace_bytes(const Model *model, int64_t count) { return lay_o
 
 static void begin(const Model *model, const Batch *batch, Workspace *space) {
     int64_t half = model->head_dim / 2;
-    memset(space->attention.queries, 0, model->kv_heads * model->head_dim * TILE * sizeof(bf16));
     for (int64_t row = 0; row < batch->count; row++) {
         const bf16 *embedding = model->embedding + batch->token_ids[row] * model->hidden;
         for (int64_t i = 0; i < model->hidden; i++) space->residual[row * model->hidden + i] = to_float(embedding[i]);
@@ -368,14 +415,18 @@ static void begin(const Model *model, const Batch *batch, Workspace *space) {
 /* Turns queries and keys, stores K and V in the pool, and attends; `space->wide` holds the product qkv. */
 static void mix_tokens(const Model *model, const Layer *layer, const Batch *batch, Workspace *space, bf16 *pool) {
     int64_t head_dim = model->head_dim, query = model->heads * head_dim, entry = 2 * model->kv_heads * head_dim;
-    for (int64_t row = 0; row < batch->count; row++) {
-        float *qkv = space->wide + row * (query + entry);
+    float *qkv = space->wide;
+    for (int64_t row = 0; row < batch->count; row++, qkv += query + entry) {
         for (int64_t head = 0; head < model->heads + model->kv_heads; head++)
             turn_head(model, qkv + head * head_dim, head < model->heads ? layer->query_norm : layer->key_norm,
                       space->cosine + row * head_dim / 2, space->sine + row * head_dim / 2);
         bf16 *place = pool + batch->slots[row] * entry;
         for (int64_t i = 0; i < entry; i += 16) store_bf16(place + i, _mm512_loadu_ps(qkv + query + i));
-        attend(model, batch, &space->attention, pool, row, qkv, space->narrow + row * query);
+    }
+    for (int64_t sequence = 0; sequence < batch->sequences; sequence++) {
+        int64_t row = batch->rows[sequence];
+        attend(model, batch, &space->attention, pool, sequence, space->wide + row * (query + entry), query + entry,
+               space->narrow + row * query);
     }
 }
 

@@ -47,8 +47,8 @@ class _Model(ctypes.Structure):
 
 class _Batch(ctypes.Structure):
     _fields_ = (
-        ("count", _INT),
-        *((name, _POINTER) for name in ("token_ids", "positions", "slots", "blocks")),
+        *((name, _INT) for name in ("count", "sequences")),
+        *((name, _POINTER) for name in ("rows", "token_ids", "positions", "slots", "blocks")),
         *((name, _INT) for name in ("blocks_width", "block_size")),
         ("pool", _POINTER),
         ("layer_values", _INT),
@@ -104,9 +104,11 @@ def weight_bytes(config: LlamaConfig) -> int:
 
 
 class NativeDecoder:
-    """One new token for each of several sequences, in one call without the interpreter lock. For one thread at a time.
+    """The next token of each of several sequences, guessed ones included, in one call without the interpreter lock. For one
+    thread at a time.
 
-    A sequence's logits do not depend on what else is in the batch.
+    A token's logits depend on the tokens before it alone: they are the same, to the bit, whatever else is in the batch, and
+    whether the tokens before it were computed with it or earlier.
     """
 
     def __init__(self, library: ctypes.CDLL, config: LlamaConfig, embedding: torch.Tensor) -> None:
@@ -149,16 +151,20 @@ class NativeDecoder:
         self._model.head = self._linear(head)
 
     def takes(self, batch: Batch) -> bool:
-        """Whether `batch` is a decode step: one token of each sequence, all of them sampled."""
+        """Whether `batch` is a decode step: one is drawn after each of its tokens."""
         return batch.num_tokens == len(batch.sampled)
 
     def step(self, batch: Batch, pool: KVPool) -> torch.Tensor:
-        """Computes the batch's KV into the pool; logits [sequences, vocab_size] in float32."""
+        """Computes the batch's KV into the pool; logits [tokens, vocab_size] in float32."""
         count = batch.num_tokens
         logits = torch.empty(count, self._config.vocab_size, dtype=torch.float32)
-        blocks = _block_table([span.sequence.blocks for span in batch.spans])
+        # A copy of what is needed: the engine may give a sequence blocks for its next step meanwhile.
+        blocks = _block_table([span.sequence.blocks[: -(-span.end // pool.block_size)] for span in batch.spans])
+        rows = np.cumsum([0, *(span.length for span in batch.spans)], dtype=np.int64)
         arguments = _Batch(
             count=count,
+            sequences=len(batch.spans),
+            rows=rows.ctypes.data,
             token_ids=batch.token_ids.data_ptr(),
             positions=batch.positions.data_ptr(),
             slots=batch.slots.data_ptr(),

@@ -15,7 +15,7 @@ BLOCK_SIZE, BLOCKS = 8, 12
 
 @pytest.mark.parametrize("value", [4, 16, 40], ids=["narrow-values", "values-as-queries", "wide-values"])
 @pytest.mark.parametrize("scattered", [False, True], ids=["one-run", "scattered"])
-@pytest.mark.parametrize(("start", "end"), [(0, 1), (0, 40), (40, 41), (13, 60)])
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (0, 40), (40, 41), (13, 60), (50, 60)])
 def test_absorbed_and_expanded_agree(value: int, scattered: bool, start: int, end: int) -> None:
     shape = LatentShape(heads=3, nope=12, rope=4, latent=20, value=value, scale=0.3)
     drawn = torch.Generator().manual_seed(end)

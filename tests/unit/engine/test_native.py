@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -66,7 +66,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-def load(folder: Path, dtype: str, native_kernels: str, block_size: int = 16) -> Engine:
+def load(
+    folder: Path, dtype: str, native_kernels: str, block_size: int = 16, speculation: Literal["off", "ngram"] = "off"
+) -> Engine:
     config = EngineConfig(
         dtype=dtype,  # type: ignore[arg-type]
         native_kernels=native_kernels,  # type: ignore[arg-type]
@@ -74,6 +76,7 @@ def load(folder: Path, dtype: str, native_kernels: str, block_size: int = 16) ->
         kv_memory_bytes=1 << 22,
         threads=1,
         block_size=block_size,
+        speculation=speculation,
     )
     engine = Engine.load(folder, config, Metrics("decode", "test"))
     # Any value that is read though it belongs to no token of the sequence spoils its logits.
@@ -113,6 +116,16 @@ class Decoding:
             spans.append(Span(sequence, length, length + 1))
         return self.forward(spans)
 
+    def step_with_guesses(self, counts: list[int]) -> torch.Tensor:
+        """The next known token of each sequence, and so many after it as guesses: logits [rows, vocabulary]."""
+        spans = []
+        for sequence, known, count in zip(self.sequences, self._tokens, counts, strict=True):
+            length = len(sequence.tokens)
+            sequence.tokens.append(known[length])
+            guesses = tuple(known[length + 1 : length + 1 + count])
+            spans.append(Span(sequence, length, length + 1 + count, guesses))
+        return self.forward(spans)
+
 
 def random_tokens(lengths: tuple[int, ...], more: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(1)
@@ -143,6 +156,68 @@ def test_a_sequence_does_not_depend_on_the_batch(folder: Path) -> None:
     together = Decoding(load(folder, "bfloat16", "auto"), tokens, lengths).step()
     apart = Decoding(load(folder, "bfloat16", "auto"), tokens, lengths)
     assert torch.equal(together, torch.cat([apart.step([index]) for index in range(20)]))
+
+
+@needs_kernels
+@pytest.mark.parametrize("counts", [[0, 1, 4, 5, 3, 17, 2, 8], [18, 1, 0, 1, 16, 2, 15, 3]])
+def test_rows_of_a_sequence_are_those_of_its_tokens_one_by_one(folder: Path, counts: list[int]) -> None:
+    tokens = random_tokens(LENGTHS, 20)
+    together = Decoding(load(folder, "bfloat16", "auto"), tokens, LENGTHS)
+    rows = together.step_with_guesses(counts)
+    assert rows.dtype == torch.float32
+    alone = Decoding(load(folder, "bfloat16", "auto"), tokens, LENGTHS)
+    one_by_one = [alone.step([index]) for index, count in enumerate(counts) for _ in range(1 + count)]
+    assert torch.equal(rows, torch.cat(one_by_one))
+    for ours, theirs in zip(together.sequences, alone.sequences, strict=True):
+        # A wrong guess's KV is overwritten by the next step; that of right ones is as good as any.
+        slots = torch.arange(len(theirs.tokens))
+        where = torch.tensor(ours.blocks)[slots // 16] * 16 + slots % 16
+        assert ours.blocks == theirs.blocks
+        assert all(
+            torch.equal(here[where], there[where])
+            for here, there in zip(together.engine.pool.layer_tokens, alone.engine.pool.layer_tokens, strict=True)
+        )
+
+
+@needs_kernels
+def test_a_wrong_guess_leaves_nothing_behind(folder: Path) -> None:
+    """Not even where it is not a number: what comes before it never sees it, and the next step overwrites it."""
+    lengths, spoiling = (20, 31), 7
+    tokens = [[8 if token == spoiling else token for token in known] for known in random_tokens(lengths, 4)]
+    right, wrong = (Decoding(load(folder, "bfloat16", "auto"), tokens, lengths) for _ in range(2))
+    with torch.inference_mode():
+        wrong.engine.model.embedding[spoiling] = torch.nan  # type: ignore[attr-defined]
+    wrong._tokens = [[*known[: length + 1], *[spoiling] * 3] for known, length in zip(tokens, lengths, strict=True)]
+    rows = wrong.step_with_guesses([3, 3])
+    assert rows[[1, 2, 3, 5, 6, 7]].isnan().all()
+    assert torch.equal(right.step(), rows[[0, 4]])
+    wrong._tokens = tokens
+    assert torch.equal(right.step(), wrong.step())
+
+
+@needs_kernels
+def test_guessing_changes_no_answer_in_bfloat16(folder: Path) -> None:
+    """A near tie that rounding could decide either way is decided alike: rows are computed alike, to the bit."""
+    answers, steps = [], []
+    for speculation in ("off", "ngram"):
+        engine = load(folder, "bfloat16", "auto", speculation=speculation)  # type: ignore[arg-type]
+        sequences = [
+            Sequence(
+                str(index),
+                tokens * 3,
+                SamplingParams(temperature=0.4 * (index % 2), seed=index, max_tokens=40, ignore_eos=True),
+            )
+            for index, tokens in enumerate(random_tokens((3, 4, 6, 9, 11, 14), 0))
+        ]
+        for sequence in sequences:
+            engine.submit(sequence)
+        for _ in range(60):
+            engine.step()
+        assert engine.is_idle
+        answers.append([sequence.output for sequence in sequences])
+        steps.append(engine.steps)
+    assert answers[0] == answers[1]
+    assert steps[1] <= steps[0]
 
 
 @needs_kernels
