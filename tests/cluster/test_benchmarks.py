@@ -42,17 +42,16 @@ def require_lengths(report: dict[str, Any], link: str) -> None:
             )
 
 
-def test_layerwise_on_the_local_link(model: Path, tmp_path: Path) -> None:
-    require_lengths(run(model, tmp_path, "layerwise", "--link", "local", "--osl", "32", "--lengths", "40,200"), "local")
-
-
-def test_layerwise_on_a_slow_link(model: Path, tmp_path: Path) -> None:
+def test_layerwise(model: Path, tmp_path: Path) -> None:
+    """On a slow link; on the local one where this machine makes none."""
+    lengths = ["--osl", "32", "--lengths", "40,200"]
     try:
         with SlowLink(10):
             pass
-    except LinkUnavailable as error:
-        pytest.skip(str(error))
-    report = run(model, tmp_path, "layerwise", "--link", "slow", "--slow-mbit", "10", "--osl", "32", "--lengths", "40,200")
+    except LinkUnavailable:
+        require_lengths(run(model, tmp_path, "layerwise", "--link", "local", *lengths), "local")
+        return
+    report = run(model, tmp_path, "layerwise", "--link", "slow", "--slow-mbit", "10", *lengths)
     require_lengths(report, "slow")
     # 200 tokens of this model are about 205 kB, more than the shaper lets through at once: had they taken another way than the
     # slow link, they would have come faster than it can carry.
@@ -64,7 +63,7 @@ def test_layerwise_on_a_slow_link(model: Path, tmp_path: Path) -> None:
 
 
 def test_decode_against_generate(model: Path, tmp_path: Path) -> None:
-    report = run(model, tmp_path, "decode_throughput", "--streams", "2", "--isl", "20", "--osl", "400")
+    report = run(model, tmp_path, "decode_throughput", "--streams", "2", "--isl", "20", "--osl", "120")
     (streams,) = report["streams"]
     assert streams["streams"] == 2
     assert len(streams["tokens_per_second"]["ours"]) == len(streams["tokens_per_second"]["theirs"]) == 2

@@ -19,7 +19,7 @@ from cluster_shared import Clusters
 
 from tests.json_schemas import Schema, json_schemas
 
-SCHEMAS = int(os.environ.get("SERVAL_JSON_SCHEMAS", "40"))
+SCHEMAS = int(os.environ.get("SERVAL_JSON_SCHEMAS", "16"))
 AT_ONCE = 8
 MAX_TOKENS = 2048
 
