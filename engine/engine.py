@@ -67,10 +67,15 @@ class Engine:
         self.recent = RecentSteps()
         self._grammars = grammars
         self._attention = model.attention_over(pool)
-        self._speculation = make_speculation(config, model, pool, self._attention, max_model_len)
+        self._speculation = make_speculation(config, model, pool, self._attention, max_model_len, self.recent, metrics)
         sampler = Sampler(model.config.eos_token_ids, model.config.vocab_size, grammars)
         self._forward_pass = ForwardPass(model, pool, self._attention, sampler, self._speculation)
-        self._scheduler = Scheduler(self.kv_cache, max_batch_tokens=config.max_batch_tokens, max_sequences=config.max_sequences)
+        self._scheduler = Scheduler(
+            self.kv_cache,
+            max_batch_tokens=config.max_batch_tokens,
+            max_sequences=config.max_sequences,
+            choose_drafts=None if self._speculation is None else self._speculation.choose,
+        )
         self._metrics = StepMetrics(metrics, self.kv_cache, model.expert_tally)
         self._inbox: deque[Sequence | str] = deque()
         self._release_lock = threading.Lock()
@@ -240,13 +245,11 @@ class Engine:
         return updates
 
     def _take(self, answered: Answered) -> SequenceUpdate:
-        sequence = answered.span.sequence
         update, ending = take_tokens(answered, self.ending)
         if ending is not None:
-            sequence.drafts = list(answered.guesses)  # for whoever goes on with it elsewhere
-            self._scheduler.remove(sequence)
-        elif self._speculation is not None:
-            self._speculation.guess(sequence, answered.guesses)
+            self._scheduler.remove(update.sequence)
+        if self._speculation is not None:
+            self._speculation.take(answered, goes_on=ending is None)
         return update
 
     def _mark_computed(self, sequence: Sequence, num_computed: int) -> None:

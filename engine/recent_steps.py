@@ -4,11 +4,14 @@ import time
 from collections.abc import Callable
 
 from engine.scheduler import Schedule
-from telemetry.recent import RecentMean, RecentRate
+from telemetry.recent import RecentLine, RecentMean, RecentRate
 
 STALE_S = 30.0
 """A figure that nothing has renewed for so long is not told any more. Otherwise a worker that was slow once, and is given nothing
 for it, would be thought slow for ever."""
+
+LEAST_SPREAD = 0.5
+"""Tokens. A standard deviation of the steps' sizes below which their times tell nothing of what a token costs."""
 
 
 class RecentSteps:
@@ -19,6 +22,7 @@ class RecentSteps:
         self._clock = clock
         self._prefill = RecentRate()
         self._decode = RecentMean()
+        self._decode_cost = RecentLine()
         self._prefill_at: float | None = None
         self._decode_at: float | None = None
 
@@ -32,6 +36,12 @@ class RecentSteps:
         """How long a step takes that brings running answers their next token. 0: there was none lately."""
         return self._decode.value if self._is_recent(self._decode_at) else 0.0
 
+    @property
+    def decode_cost(self) -> tuple[float, float]:
+        """What a step of answers alone takes: seconds whatever is in it, and seconds per token. While all had about as many tokens
+        one more is said to cost nothing: only trying it tells."""
+        return self._decode_cost.fit(assumed_slope=0.0, spread=LEAST_SPREAD)
+
     def observe(self, schedule: Schedule, step_s: float) -> None:
         """One step, maybe an empty one; its time is split over its sequences by their tokens in it."""
         num_tokens = sum(span.length for span in schedule.spans)
@@ -43,6 +53,8 @@ class RecentSteps:
         if given < num_tokens:
             if self._decode_at is not None:
                 self._decode.add(step_s)
+                if not given:
+                    self._decode_cost.add(num_tokens, step_s)
             self._decode_at = self._clock()
 
     def _is_recent(self, at: float | None) -> bool:

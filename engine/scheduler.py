@@ -5,6 +5,8 @@ budget on prompts, oldest first. Guesses take only what nobody needs: nothing is
 """
 
 from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 
 from engine.batch import Span
@@ -13,6 +15,9 @@ from engine.ending import Ending
 from engine.kv_cache import KVCache
 from engine.sequence import Sequence
 from protocol.errors import Overloaded
+
+ChooseDrafts = Callable[[SequenceOf[Sequence]], None]
+"""Called with the sequences that a step decodes; leaves them those guesses that are worth their time."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,11 @@ class _Step:
 class Scheduler:
     """Sequences wait first in, first out, run until they end, and are put back, youngest first, when blocks run out."""
 
-    def __init__(self, kv_cache: KVCache, *, max_batch_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self, kv_cache: KVCache, *, max_batch_tokens: int, max_sequences: int, choose_drafts: ChooseDrafts | None = None
+    ) -> None:
         self._kv_cache = kv_cache
+        self._choose_drafts = choose_drafts
         self._max_batch_tokens = max_batch_tokens
         self._max_sequences = max_sequences
         self.waiting: deque[Sequence] = deque()
@@ -61,7 +69,8 @@ class Scheduler:
             for sequence in list(self.running):
                 if sequence in self.running and (sequence.num_remaining == 1) is decodes:
                     self._plan(sequence, step)
-            if decodes:
+            if decodes and self._choose_drafts is not None:
+                self._choose_drafts(list(step.spans))
                 for span in list(step.spans.values()):
                     self._add_drafts(span, step)
         self._admit(step)

@@ -46,6 +46,9 @@ class Sequence:
     """Where the answer stands in `params.grammar`; made by Engine.prepare."""
     drafts: list[int] = field(default_factory=list, init=False)
     """Guesses for the positions after the last known token. They may be wrong; nobody is shown them."""
+    drafted_tokens: int = field(default=0, init=False)
+    """Guesses that were computed for it here, and how many of them were right."""
+    accepted_tokens: int = field(default=0, init=False)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list, init=False)
     """Where asked for, one per prompt token computed so far. The first, which nothing precedes, has 0 and no top."""
     busy_s: float = field(default=0.0, init=False)

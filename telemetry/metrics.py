@@ -128,6 +128,16 @@ class Metrics:
         self.grammar_requests = self._counter("grammar_requests", "Sequences whose answer keeps to a grammar")
         self.grammar_compile_time = self._histogram("grammar_compile_seconds", "Compiling one grammar", TRANSFER_BUCKETS)
         self.grammar_mask_time = self._counter("grammar_mask_seconds", "Engine time spent on grammars' masks")
+        self.draft_tokens = self._counter("spec_decode_num_draft_tokens", "Guessed tokens that were computed", ["drafter"])
+        self.accepted_tokens = self._counter("spec_decode_num_accepted_tokens", "Guessed tokens that were right", ["drafter"])
+        self.accepted_tokens_by_position = self._counter(
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Guessed tokens that were right, by their place after the last known token, from 0",
+            ["drafter", "position"],
+        )
+        self.speculation_switched_off = self._counter(
+            "spec_decode_switched_off", "Times that a request's guesses were left out because they did not pay", ["drafter"]
+        )
         self.requests_waiting_for_blocks = self._gauge(
             "num_requests_waiting_for_blocks", "Requests in decode's admission line: they wait for KV blocks or a landing slot"
         )

@@ -1,24 +1,43 @@
-"""What an engine does about guesses: has them made, keeps those that could be of use, counts what became of them."""
+"""What an engine does about guesses: has them made, computes those that pay, counts what became of them."""
 
 from collections.abc import Sequence as SequenceOf
+from weakref import WeakKeyDictionary
 
 import torch
 
+from engine.answered import Answered
 from engine.batch import Batch
 from engine.models.base import OnLayer
+from engine.recent_steps import RecentSteps
 from engine.sequence import Sequence
 from engine.speculation.drafter import Drafter
+from engine.speculation.pay_off import Odds, PayOff, best_counts
 from engine.speculation.verify import Verified
+from telemetry.metrics import Metrics
 
 
 class Speculation:
     """One engine's. Belongs to the thread that steps."""
 
-    def __init__(self, drafter: Drafter, draft_tokens: int, eos_token_ids: frozenset[int], max_model_len: int) -> None:
+    def __init__(
+        self,
+        drafter: Drafter,
+        draft_tokens: int,
+        eos_token_ids: frozenset[int],
+        max_model_len: int,
+        recent: RecentSteps,
+        metrics: Metrics,
+    ) -> None:
+        """`draft_tokens`: the most that are guessed at once. `recent`: what steps take."""
         self._drafter = drafter
         self._draft_tokens = draft_tokens
         self._eos_token_ids = eos_token_ids
         self._max_model_len = max_model_len
+        self._recent = recent
+        self._metrics = metrics
+        self._odds = Odds()
+        """Of all requests' guesses: what is believed of a new one's."""
+        self._pay_offs: WeakKeyDictionary[Sequence, PayOff] = WeakKeyDictionary()
 
     @property
     def needs_hidden(self) -> bool:
@@ -31,14 +50,53 @@ class Speculation:
         return self._drafter.launch(batch, hidden, verified, on_layer)
 
     def admit(self, sequence: Sequence) -> None:
-        """A sequence comes to be computed, maybe with guesses of whoever drew its last token, which it keeps if there are any."""
+        """A sequence comes to be computed, maybe with guesses of whoever drew its last token."""
         if sequence.num_remaining == 1:
-            self.guess(sequence, sequence.drafts)
-        else:  # its prompt is computed here after all, maybe in chunks: guesses come after known tokens alone
-            sequence.drafts = []
+            self._guess(sequence, sequence.drafts)
 
-    def guess(self, sequence: Sequence, launched: SequenceOf[int]) -> None:
-        """Sets `sequence.drafts`, now that its last token is known. launched: its row of what `launch` returned."""
+    def choose(self, sequences: SequenceOf[Sequence]) -> None:
+        """Keeps those guesses of a step's decodes that pay."""
+        if not any(sequence.drafts for sequence in sequences):
+            return
+        pay_offs = [self._pay_off(sequence) for sequence in sequences]
+        offers = [(pay_off.odds, len(sequence.drafts)) for pay_off, sequence in zip(pay_offs, sequences, strict=True)]
+        counts = best_counts(offers, *self._recent.decode_cost)
+        for sequence, pay_off, worth in zip(sequences, pay_offs, counts, strict=True):
+            if sequence.drafts:
+                was_on = pay_off.is_on
+                del sequence.drafts[pay_off.settle(worth) :]
+                if was_on and not pay_off.is_on:
+                    self._metrics.speculation_switched_off.of(drafter=self._drafter.name).inc()
+
+    def take(self, answered: Answered, *, goes_on: bool) -> None:
+        """Counts what became of a sequence's guesses, and sets the next ones; those of an answer that ends here are for whoever
+        goes on with it elsewhere."""
+        sequence = answered.span.sequence
+        if answered.span.drafts:
+            self._observe(sequence, len(answered.span.drafts), len(answered.tokens) - 1)
+        if goes_on:
+            self._guess(sequence, answered.guesses)
+        else:
+            sequence.drafts = list(answered.guesses)
+
+    def _observe(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        sequence.drafted_tokens += drafted
+        sequence.accepted_tokens += accepted
+        self._pay_off(sequence).observe(drafted, accepted)
+        self._odds.add(drafted, accepted)
+        metrics, name = self._metrics, self._drafter.name
+        metrics.draft_tokens.of(drafter=name).inc(drafted)
+        metrics.accepted_tokens.of(drafter=name).inc(accepted)
+        for position in range(accepted):
+            metrics.accepted_tokens_by_position.of(drafter=name, position=str(position)).inc()
+
+    def _pay_off(self, sequence: Sequence) -> PayOff:
+        pay_off = self._pay_offs.get(sequence)
+        if pay_off is None:
+            pay_off = self._pay_offs[sequence] = PayOff(self._odds.value)
+        return pay_off
+
+    def _guess(self, sequence: Sequence, launched: SequenceOf[int]) -> None:
         limit = min(self._draft_tokens, self._most_useful(sequence))
         guesses = self._drafter.guess(sequence, limit, launched) if limit > 0 else ()
         sequence.drafts = self._useful(sequence, guesses)
