@@ -15,7 +15,8 @@ from benchmarks.quantiles import Spread
 from benchmarks.scrape import Samples, total
 
 OURS, THEIRS = "prefix_aware", "round_robin"
-LEAST_HIT_RATIO = 1.2
+LEAST_FOUND = 0.9
+"""Of the prompt tokens that were asked before. No policy finds more than all of them, and a first answer may still be open."""
 MOST_TTFT_RATIO = 1.0
 
 
@@ -93,8 +94,9 @@ class PrefixReport(BaseModel):
         if not self.ours:
             return []
         paired = self.paired()
+        found = paired["hit rate"].our_median * self.shape.prompt_tokens / self.shape.reusable_tokens
         return [
-            Verdict(what="hit rate, prefix-aware / round robin", measured=paired["hit rate"].ratio, at_least=LEAST_HIT_RATIO),
+            Verdict(what="hit rate, prefix-aware / share of repeats", measured=found, at_least=LEAST_FOUND),
             *(
                 Verdict(what=f"{name}, prefix-aware / round robin", measured=paired[name].ratio, at_most=MOST_TTFT_RATIO)
                 for name in ("TTFT p50, s", "TTFT p90, s")
