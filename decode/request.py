@@ -83,6 +83,8 @@ class DecodeRequest:
             span_names.PROMPT_TOKENS: len(self.sequence.prompt),
             span_names.CACHED_TOKENS: self.cached_tokens,
             span_names.OUTPUT_TOKENS: len(self.sequence.output),
+            span_names.DRAFTED_TOKENS: self.sequence.drafted_tokens,
+            span_names.ACCEPTED_TOKENS: self.sequence.accepted_tokens,
             span_names.PREFILL_WORKER: self.prefill.name if self.prefill is not None else "",
             span_names.PREFILLED_LOCALLY: timings.prefilled_locally,
             span_names.QUEUE_S: timings.queue_s,

@@ -33,7 +33,8 @@ class RecentSteps:
 
     @property
     def step_s(self) -> float:
-        """How long a step takes that brings running answers their next token. 0: there was none lately."""
+        """How long a running answer waits for its next token: a step, or less where guesses make it bring several. 0: there was no
+        such step lately."""
         return self._decode.value if self._is_recent(self._decode_at) else 0.0
 
     @property
@@ -43,7 +44,7 @@ class RecentSteps:
         return self._decode_cost.fit(assumed_slope=0.0, spread=LEAST_SPREAD)
 
     def observe(self, schedule: Schedule, step_s: float) -> None:
-        """One step, maybe an empty one; its time is split over its sequences by their tokens in it."""
+        """One step that was published, maybe an empty one; its time is split over its sequences by their tokens in it."""
         num_tokens = sum(span.length for span in schedule.spans)
         given = sum(span.length for span in schedule.spans if span.start < span.sequence.num_given - 1)
         if given:
@@ -52,10 +53,16 @@ class RecentSteps:
             self._prefill_at = self._clock()
         if given < num_tokens:
             if self._decode_at is not None:
-                self._decode.add(step_s)
+                self._decode.add(step_s / _tokens_each(schedule))
                 if not given:
                     self._decode_cost.add(num_tokens, step_s)
             self._decode_at = self._clock()
 
     def _is_recent(self, at: float | None) -> bool:
         return at is not None and self._clock() - at < STALE_S
+
+
+def _tokens_each(schedule: Schedule) -> float:
+    """How many tokens the step brought each running answer."""
+    decodes = [span for span in schedule.spans if span.start >= span.sequence.num_given - 1]
+    return sum(max(1, len(span.sequence.tokens) - span.known_end) for span in decodes) / len(decodes)

@@ -70,3 +70,25 @@ def test_what_nothing_renews_is_not_told_for_ever() -> None:
     step(recent, 0.5, ANSWER)
     now = STALE_S
     assert (recent.prefill_tokens_per_s, recent.step_s) == (0, 0.5)
+
+
+def test_a_step_that_brings_several_tokens_is_so_much_shorter_for_each(recent: RecentSteps) -> None:
+    guessed, other = sequence(10, output=3), sequence(10, output=3)
+    spans = [Span(guessed, 12, 16, (1, 2, 3)), Span(other, 12, 13)]
+    for token in (1, 2, 9):
+        guessed.append(token)
+    other.append(5)
+    step(recent, 0.06, *spans)
+    assert recent.step_s == pytest.approx(0.03)
+
+
+def test_what_a_token_costs_is_learned_from_steps_of_several_sizes(recent: RecentSteps) -> None:
+    for _ in range(20):
+        step(recent, 0.02, ANSWER)
+    assert recent.decode_cost == (pytest.approx(0.02), 0.0), "nothing tells what a second one would cost"
+    for size in (1, 5, 9, 3) * 5:
+        step(recent, 0.018 + 0.002 * size, Span(sequence(10, output=3), 12, 12 + size, (0,) * (size - 1)))
+        step(recent, 1.0, PROMPT, ANSWER)
+    fixed_s, per_token_s = recent.decode_cost
+    assert fixed_s == pytest.approx(0.018, rel=0.05)
+    assert per_token_s == pytest.approx(0.002, rel=0.1)
