@@ -43,7 +43,8 @@ class Admission:
         self._tokenizer = tokenizer
         self.tools = ToolCalling.of_model(config.tool_parser, tokenizer)
 
-    async def chat(self, request: ChatRequest) -> Call:
+    async def chat(self, request: ChatRequest, session: str = "") -> Call:
+        """`session`: what the headers call several requests that belong together."""
         sampling = self._sampling(request)
         n = self.count(request.n, 1)
         plan = await self.tools.plan(request.functions, request.tool_choice, request.parallel_tool_calls, request.structure)
@@ -54,12 +55,13 @@ class Admission:
             tuple(prompt),
             replace(sampling, grammar=grammar),
             request.stop_strings,
-            session=request.prompt_cache_key or "",
+            session=request.session(session),
             shown_tokens=plan.shown_tokens,
         )
         return Call((self.fit(spec, "messages", request.answer_limit, self._model.default_max_tokens),), n, plan)
 
-    async def completion(self, request: CompletionRequest) -> Call:
+    async def completion(self, request: CompletionRequest, session: str = "") -> Call:
+        """`session`: as for chat."""
         sampling = replace(self._sampling(request), grammar=await grammar_of(request.structure))
         if request.echo and request.logprobs is not None:
             sampling = replace(sampling, prompt_logprobs=max(request.logprobs, sampling.prompt_logprobs or 0))
@@ -72,7 +74,7 @@ class Admission:
                 sampling,
                 request.stop_strings,
                 is_prompt_only=request.is_prompt_only,
-                session=request.prompt_cache_key or "",
+                session=request.session(session),
             )
             if request.echo:
                 spec = replace(spec, echo=given if isinstance(given, str) else self._tokenizer.decode(prompt))

@@ -23,6 +23,7 @@ from router.grpc_choice import GrpcChoice
 from router.model import ModelInfo
 from router.request import Request
 from router.request_id import request_ids
+from router.session import session_in
 from router.tokenizer import TextTokenizer
 from telemetry.tracing import OFF, Tracing
 
@@ -84,7 +85,7 @@ class ServalService(serval_pb2_grpc.ServalServicer):
             trace = CallTrace(self._tracing, operation, self._model.name, context_of(_metadata(context)))
             with trace.accepting():
                 self._dispatcher.check_capacity(caller)
-                call = await self._grpc_admission.generate(request, _metadata(context).get("x-serval-session", ""))
+                call = await self._grpc_admission.generate(request, session_in(_metadata(context)))
                 answers = calls.start(self._dispatcher, call, request_id, caller, remaining_s, trace.context)
         except ServalError as error:
             await self._refuse(context, error, caller)

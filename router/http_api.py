@@ -26,6 +26,7 @@ from router.openai_messages import GenerationBody
 from router.openai_parse import parse
 from router.openai_requests import ChatRequest, CompletionRequest
 from router.prompt_logprobs import prompt_logprobs_of
+from router.session import session_in
 from router.tokenizer import TextTokenizer
 from telemetry.tracing import OFF, Tracing
 
@@ -34,10 +35,11 @@ AnyAsked = TypeVar("AnyAsked", bound=GenerationBody)
 
 @dataclass(frozen=True)
 class Endpoint(Generic[AnyAsked]):
-    """What tells one generating endpoint from another: its body, how that becomes a call, and how the answers are said."""
+    """What tells one generating endpoint from another: its body, how that, with the session that the headers name, becomes a call,
+    and how the answers are said."""
 
     kind: type[AnyAsked]
-    admit: Callable[[AnyAsked], Awaitable[Call]]
+    admit: Callable[[AnyAsked, str], Awaitable[Call]]
     reply: Callable[[AnyAsked, Call, Answers], Reply]
     operation: Operation = "chat"
 
@@ -78,7 +80,7 @@ class OpenAiFront:
             with trace.accepting():
                 self._dispatcher.check_capacity(visit.caller)
                 asked = parse(endpoint.kind, body)
-                call = await endpoint.admit(asked)
+                call = await endpoint.admit(asked, session_in(http.headers))
                 answers = calls.start(self._dispatcher, call, visit.request_id, visit.caller, trace=trace.context)
             try:
                 trace.describe(call, answers, bool(asked.stream))

@@ -8,6 +8,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from protocol.errors import InvalidRequest
+from router.openai_messages import ROLES
 
 AnyRequest = TypeVar("AnyRequest", bound=BaseModel)
 
@@ -90,11 +91,14 @@ def _named(kind: type[BaseModel], error: ValidationError) -> InvalidRequest:
 
 
 def _path(kind: type[BaseModel], location: Sequence[int | str]) -> str:
-    # Pydantic's path also names members of unions, which are no fields.
+    # Pydantic's path also names members of unions, which are no fields. A message's role is one, and `user` a field too: on top.
     fields = _field_names(kind)
-    parts = [
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if isinstance(part, int) or part in fields
-    ]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[:1]]
+    for part in location[1:]:
+        if isinstance(part, int):
+            parts.append(f"[{part}]")
+        elif part in fields and part not in ROLES:
+            parts.append(f".{part}")
     return "".join(parts).removeprefix(".")
 
 

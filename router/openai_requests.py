@@ -58,6 +58,7 @@ class SamplingFields(GenerationBody, StructuredFields):
     prompt_cache_key: Annotated[str, Field(max_length=256)] | None = Field(
         default=None, description="Requests that share one go to the same workers, where these are otherwise equal."
     )
+    user: str | None = Field(default=None, description="As prompt_cache_key, where nothing else names a session.")
     prompt_logprobs: Count | None = Field(default=None, description="Logprobs of the prompt's tokens; not with stream.")
 
     @model_validator(mode="after")
@@ -79,6 +80,11 @@ class SamplingFields(GenerationBody, StructuredFields):
     def logprobs_count(self) -> int | None:
         """How many likeliest tokens to list beside the chosen one; None for no logprobs."""
         raise NotImplementedError
+
+    def session(self, given: str) -> str:
+        """What the client calls the requests that this one belongs to, empty where it does not say. `given`: in its headers. Who
+        the user is says least: it may be one application's name for all that it asks."""
+        return self.prompt_cache_key or given or self.user or ""
 
     @property
     def includes_usage(self) -> bool:

@@ -26,9 +26,9 @@ class ResponsesFront:
     async def create(self, http: HttpRequest) -> Response:
         return await self._front.answer(http, self._endpoint)
 
-    async def _admit(self, asked: ResponsesRequest) -> Call:
+    async def _admit(self, asked: ResponsesRequest, session: str) -> Call:
         try:
-            return await self._admission.chat(asked.chat())
+            return await self._admission.chat(asked.chat(), session)
         except InvalidRequest as error:
             raise in_own_words(error) from error
 

@@ -131,6 +131,7 @@ class ResponsesRequest(GenerationBody):
             "logprobs": self.wants_logprobs or None,
             "top_logprobs": self.top_logprobs,
             "prompt_cache_key": self.prompt_cache_key,
+            "user": self.user,
         }
         return validated(ChatRequest, words)
 

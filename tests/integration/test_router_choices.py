@@ -12,6 +12,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from protocol import cluster_pb2
+from router.session import SESSION_HEADERS
 from tests.integration.router_support import (
     MODEL,
     WAIT_S,
@@ -313,3 +314,30 @@ def events(text: str) -> list[Any]:
 
 class _Answer(openai.BaseModel):
     a: int
+
+
+SESSIONS: list[tuple[dict[str, str], dict[str, str]]] = [
+    ({"prompt_cache_key": "talk-1"}, {}),
+    *[({}, {header: "talk-1"}) for header in SESSION_HEADERS],
+    ({"user": "talk-1"}, {}),
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+async def test_a_session_goes_to_the_same_worker_however_it_is_named(one: Cluster, path: str) -> None:
+    words = {"/v1/responses": "input", "/v1/completions": "prompt"}
+    answer = positional_answer(TEXT)
+    async with one.worker(name="a", answer=answer), one.worker(name="b", answer=answer), one.worker(name="c", answer=answer):
+        chosen = []
+        for number, (body, headers) in enumerate(SESSIONS):
+            text = f"{number} is no prefix of another"
+            asked = {
+                "model": MODEL,
+                words.get(path, "messages"): text if path in words else [{"role": "user", "content": text}],
+            }
+            if path != "/v1/responses":
+                asked["max_tokens"] = 2
+            response = await one.http.post(path, json={**asked, **body}, headers={"x-serval-debug": "1", **headers})
+            decision = json.loads(response.headers["x-serval-placement"])["decode"]
+            chosen.append((decision["worker"], decision["reason"]))
+        assert chosen == [(chosen[0][0], "session")] * len(SESSIONS)

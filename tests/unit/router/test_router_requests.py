@@ -15,6 +15,7 @@ from router.grpc_admission import GrpcAdmission
 from router.model import ModelInfo
 from router.openai_parse import parse
 from router.openai_requests import ChatRequest, CompletionRequest
+from router.session import session_in
 from router.tokenizer import TextTokenizer
 from router.workers import Membership
 from telemetry.metrics import Metrics
@@ -212,7 +213,7 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
 
 
 HARMLESS = {
-    "n": 1, "user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "tools": [], "tool_choice": "none",
+    "n": 1, "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "tools": [], "tool_choice": "none",
     "parallel_tool_calls": True, "response_format": {"type": "text"}, "modalities": ["text"], "echo": False, "best_of": 1,
     "functions": None, "audio": None, "temperature": None, "stop": None, "max_tokens": None, "logprobs": None, "seed": None,
     "stream": None, "stream_options": None, "logit_bias": None, "suffix": None, "safety_identifier": "x",
@@ -328,3 +329,13 @@ async def test_grpc_and_http_ask_for_the_same(admission: Admission, grpc_admissi
     response_format = schema_format({"type": "integer"})
     body = {**CHAT, "seed": 5, "max_tokens": 7, "temperature": 0.5, "stop": "x", "n": 3, "response_format": response_format}
     assert over_grpc == await admission.chat(parse(ChatRequest, json.dumps(body).encode()))
+
+
+def test_what_names_a_session_counts_in_its_order() -> None:
+    everything = {"prompt_cache_key": "key", "user": "me"}
+    given = session_in({"session-id": "last", "x-session-id": "second", "x-serval-session": "first"})
+    assert given == "first" and session_in({"x-smg-routing-key": "", "session-id": "last"}) == "last"
+    asked = [{**CHAT, **named} for named in (everything, {"user": "me"}, {})]
+    requests = [parse(ChatRequest, json.dumps(body).encode()) for body in asked]
+    assert [request.session(given) for request in requests] == ["key", "first", "first"]
+    assert [request.session(session_in({})) for request in requests] == ["key", "me", ""]
