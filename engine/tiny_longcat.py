@@ -5,6 +5,7 @@ and tool format, end of text as token 2. The weights are drawn wide: a wrong KV 
 """
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,33 @@ CONFIG: dict[str, Any] = {
     "pad_token_id": PAD_TOKEN_ID,
 }
 
+LITE_CONFIG = CONFIG | {
+    "architectures": ["LongcatFlashNgramForCausalLM"],
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 10,
+        "original_max_position_embeddings": 512,
+        "mscale": 1,
+        "mscale_all_dim": 1,
+        "beta_fast": 32,
+        "beta_slow": 1,
+    },
+    "emb_neighbor_num": 4,
+    "emb_split_num": 2,
+    "ngram_vocab_size_ratio": 5,
+}
+"""As of LongCat-Flash-Lite: embeddings of n-grams, and YaRN."""
+
 GAINS = {"embed_tokens": 0.5, "lm_head": 3.0, "classifier": 1.5, "q_b_proj": 1.5, "kv_a_proj_with_mqa": 1.5, "o_proj": 1.5}
 """By a matrix's name; 1 for the others. A matrix of gain 1 keeps the size of what it multiplies."""
 
 
-def write_tiny_longcat(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """Writes a whole checkpoint; returns `folder`. The same arguments give the same bytes."""
+def write_tiny_longcat(
+    folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, raw: Mapping[str, Any] = CONFIG
+) -> Path:
+    """Writes a whole checkpoint with `raw` as config.json; returns `folder`. The same arguments give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", CONFIG | {"torch_dtype": str(dtype).removeprefix("torch.")})
+    write_json(folder / "config.json", {**raw, "torch_dtype": str(dtype).removeprefix("torch.")})
     write_json(folder / "generation_config.json", {"bos_token_id": BOS_TOKEN_ID, "eos_token_id": EOS_TOKEN_ID})
     TOKENIZER.write(folder)
     generator = torch.Generator().manual_seed(seed)

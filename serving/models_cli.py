@@ -14,6 +14,7 @@ class TinyFamily(StrEnum):
 
     LLAMA = "llama"
     LONGCAT_FLASH = "longcat-flash"
+    LONGCAT_FLASH_LITE = "longcat-flash-lite"
 
 
 @models.command(name="make-tiny")
@@ -24,10 +25,16 @@ def make_tiny(
 ) -> None:
     """Write a small checkpoint with random weights, in the form in which real ones are released."""
     from engine.tiny import write_tiny_llama
-    from engine.tiny_longcat import write_tiny_longcat
+    from engine.tiny_longcat import LITE_CONFIG, write_tiny_longcat
 
-    write = {TinyFamily.LLAMA: write_tiny_llama, TinyFamily.LONGCAT_FLASH: write_tiny_longcat}[family]
-    print(write(folder.expanduser(), seed=seed))
+    place = folder.expanduser()
+    match family:
+        case TinyFamily.LLAMA:
+            print(write_tiny_llama(place, seed=seed))
+        case TinyFamily.LONGCAT_FLASH:
+            print(write_tiny_longcat(place, seed=seed))
+        case TinyFamily.LONGCAT_FLASH_LITE:
+            print(write_tiny_longcat(place, seed=seed, raw=LITE_CONFIG))
 
 
 @models.command(name="inspect")

@@ -12,6 +12,8 @@ from engine.models.longcat_config import LongcatConfig
 from engine.models.registry import build_model
 
 INPUT_EMBEDDING = "model.embed_tokens.weight"
+NGRAM_TABLES = ".ngram_embeddings.embedders."
+"""In the names of the tensors in which n-grams are looked up."""
 EXPERTS = ".mlp.experts."
 """In the names of the tensors of which a token uses some experts' only."""
 
@@ -37,7 +39,7 @@ class Blueprint:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts. A token activates what is multiplied for it: not the table in which its embedding is looked up, and of the experts
+    """Counts. A token activates what is multiplied for it: not the tables in which its embedding is looked up, and of the experts
     those that its router chooses, zero experts being free. A head for drafting is counted only where it is on."""
 
     total: int
@@ -80,6 +82,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
     always = total - experts
     if "lm_head.weight" in shapes:  # else the table is the head too
         always -= prod(shapes[INPUT_EMBEDDING])
+    always -= sum(prod(shape) for name, shape in shapes.items() if NGRAM_TABLES in name)
     if not isinstance(config, LongcatConfig):
         return Parameters(total, experts, always, always, always)
     one_expert_per_layer = experts // config.n_routed_experts

@@ -40,6 +40,11 @@ class ModelConfig(ABC):
         return None
 
     @property
+    def history(self) -> int:
+        """Tokens before a token that the model must know beside their KV, to embed it."""
+        return 0
+
+    @property
     @abstractmethod
     def entry_width(self) -> int:
         """Values that one attention keeps of one token."""

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.config import ModelConfig, checkpoint_dtype, eos_token_ids, refuse_unsupported, required
+from engine.models.ngram_embedding import NgramShape, read_ngram_shape
 from engine.models.rope import Rope, read_rope
 from protocol.errors import ConfigError
 
-ARCHITECTURES = ("LongcatFlashForCausalLM",)
+WITH_NGRAMS = "LongcatFlashNgramForCausalLM"
+"""LongCat-Flash-Lite."""
+ARCHITECTURES = ("LongcatFlashForCausalLM", "LongcatCausalLM", "LongcatFlashOmniForCausalLM", WITH_NGRAMS)
+"""The second is the same under the name that some checkpoints give it; the third is Omni's text part, whose encoders and decoders
+lie in files of their own that are not read."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class LongcatConfig(ModelConfig):
     softmax_scale: float
     weight_block: tuple[int, int] | None
     """Rows and columns that share a scale, where the checkpoint's matrices are 8-bit (some may be left as they were)."""
+    ngrams: NgramShape | None
+    """Where n-grams have embeddings too."""
     with_mtp: bool = False
     """Whether the MTP head is computed too. config.json does not say whether there is one; the checkpoint's tensors do."""
 
@@ -49,6 +56,10 @@ class LongcatConfig(ModelConfig):
         return replace(self, with_mtp=True)
 
     @property
+    def history(self) -> int:
+        return 0 if self.ngrams is None else self.ngrams.history
+
+    @property
     def entry_width(self) -> int:
         """The latent, normalised and scaled, then the rotated part of the key: one for all heads."""
         return self.kv_lora_rank + self.qk_rope_head_dim
@@ -62,7 +73,7 @@ class LongcatConfig(ModelConfig):
 def read_longcat_config(folder: Path, raw: dict[str, Any], architecture: str) -> LongcatConfig:
     """From config.json's content, the released one or transformers'. Raises ConfigError, one line, for anything unsupported."""
     refuse_unsupported({name: value for name, value in raw.items() if name != "quantization_config"})
-    _refuse_unsupported_parts(raw)
+    _refuse_unsupported_parts(raw, architecture)
     hidden, q_rank, kv_rank = (required(raw, name) for name in ("hidden_size", "q_lora_rank", "kv_lora_rank"))
     nope, rotated = required(raw, "qk_nope_head_dim"), required(raw, "qk_rope_head_dim")
     max_positions = required(raw, "max_position_embeddings")
@@ -93,6 +104,7 @@ def read_longcat_config(folder: Path, raw: dict[str, Any], architecture: str) ->
         latent_scale=math.sqrt(hidden / kv_rank) if raw.get("mla_scale_kv_lora", True) else 1.0,
         softmax_scale=(nope + rotated) ** -0.5 * _yarn_scale(rope),
         weight_block=_weight_block(raw.get("quantization_config")),
+        ngrams=read_ngram_shape(raw) if architecture == WITH_NGRAMS else None,
     )
     if config.moe_topk > config.n_routed_experts + config.zero_expert_num:
         raise ConfigError(f"model: config.json's moe_topk {config.moe_topk} is more than there are experts")
@@ -101,15 +113,22 @@ def read_longcat_config(folder: Path, raw: dict[str, Any], architecture: str) ->
     return config
 
 
-def _refuse_unsupported_parts(raw: dict[str, Any]) -> None:
+def _refuse_unsupported_parts(raw: dict[str, Any], architecture: str) -> None:
     unsupported = {
         "attention_bias": raw.get("attention_bias"),
         "router_bias": raw.get("router_bias"),
         "norm_topk_prob": raw.get("norm_topk_prob"),
         "tie_word_embeddings": raw.get("tie_word_embeddings"),
+        "linear_method": raw.get("linear_method"),
+        "oe_neighbor_num": raw.get("oe_neighbor_num"),
+        "ngram_exclude_sp_token": raw.get("ngram_exclude_sp_token"),
+        "ngram_fix_normalize_factor": raw.get("ngram_fix_normalize_factor"),
+        "ngram_vocab_size_ratio": architecture != WITH_NGRAMS and raw.get("ngram_vocab_size_ratio"),
     }
     if wrong := [name for name, value in unsupported.items() if value]:
-        raise ConfigError(f"model: config.json's {', '.join(wrong)} is not supported for LongCat-Flash")
+        raise ConfigError(f"model: config.json's {', '.join(wrong)} is not supported for {architecture}")
+    if (attention := raw.get("attention_method") or "MLA") != "MLA":
+        raise ConfigError(f"model: config.json's attention_method {attention} is not supported, only MLA")
     kind = raw.get("zero_expert_type", "identity")
     if kind != "identity":
         raise ConfigError(f"model: config.json's zero_expert_type {kind} is not supported, only identity")

@@ -41,6 +41,7 @@ class LongcatModel:
         reader = LongcatReader(config, weights, self.expert_tally)
         self._rope = RopeTable(config.rope, max_model_len, dtype, device)
         self._embedding = reader.embedding()
+        self._ngrams = reader.ngrams()
         self._layers = [reader.layer(index) for index in range(config.num_layers)]
         self._norm, self._head = reader.head()
         self.draft_head: MtpHead | None = None
@@ -73,6 +74,8 @@ class LongcatModel:
         on_hidden: OnHidden | None = None,
     ) -> torch.Tensor | None:
         x = embedding(batch.token_ids, self._embedding)
+        if self._ngrams is not None:
+            x = self._ngrams(x, batch)
         cores = _AttentionCores(batch, pool, attention, on_layer, self._rope)
         for index, layer in enumerate(self._layers):
             x = cores.run(2 * index, layer.attentions[0], layer.input_norms[0](x)).add_(x)

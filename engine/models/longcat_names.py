@@ -2,6 +2,7 @@
 
 from engine.models.longcat_config import LongcatConfig
 
+NGRAM_PREFIX = "model.ngram_embeddings."
 MTP_PREFIX = "model.mtp."
 MTP_LAYER = f"{MTP_PREFIX}layers.0"
 ATTENTION = ("q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj")
@@ -13,7 +14,13 @@ HALVES = (0, 1)
 def tensor_names(config: LongcatConfig) -> list[str]:
     """Every tensor of the model proper."""
     layers = [f"model.layers.{index}.{name}" for index in range(config.num_layers) for name in _layer(config)]
-    return ["model.embed_tokens.weight", *layers, "model.norm.weight", "lm_head.weight"]
+    return ["model.embed_tokens.weight", *ngram_names(config), *layers, "model.norm.weight", "lm_head.weight"]
+
+
+def ngram_names(config: LongcatConfig) -> list[str]:
+    """Tables and projections of n-grams, where there are any."""
+    tables = range(len(config.ngrams.rows)) if config.ngrams is not None else ()
+    return [f"{NGRAM_PREFIX}{kind}.{table}.weight" for kind in ("embedders", "post_projs") for table in tables]
 
 
 MTP_EMBEDDING = f"{MTP_PREFIX}embed_tokens.weight"

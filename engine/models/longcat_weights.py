@@ -10,10 +10,19 @@ from engine.eight_bit import EightBitLinear, EightBitMatrix, Matrix
 from engine.linear import Linear, Product, can_pack
 from engine.models.expert_tally import ExpertTally
 from engine.models.longcat_config import LongcatConfig
-from engine.models.longcat_names import HALVES, MTP_EMBEDDING, MTP_LAYER, MTP_PREFIX, mtp_tensor_names, tensor_names
+from engine.models.longcat_names import (
+    HALVES,
+    MTP_EMBEDDING,
+    MTP_LAYER,
+    MTP_PREFIX,
+    NGRAM_PREFIX,
+    mtp_tensor_names,
+    tensor_names,
+)
 from engine.models.mla import Mla, MlaParts, halves_from_pairs
 from engine.models.mlp import SwiGlu
 from engine.models.moe import ExpertWeights, MixtureOfExperts, RouterWeights
+from engine.models.ngram_embedding import NgramEmbedding
 from engine.models.norm import RmsNorm
 from engine.models.weights import SCALE_SUFFIX, TensorSource, WeightReader
 
@@ -72,6 +81,18 @@ class LongcatReader:
 
     def embedding(self) -> torch.Tensor:
         return self._weights.tensor("model.embed_tokens.weight", self._config.vocab_size, self._config.hidden_size)
+
+    def ngrams(self) -> NgramEmbedding | None:
+        shape = self._config.ngrams
+        if shape is None:
+            return None
+        tables = self._weights.empty(sum(shape.rows), shape.width)
+        projections = self._weights.empty(self._config.hidden_size, len(shape.rows) * shape.width)
+        for index, table in enumerate(tables.split_with_sizes(shape.rows)):
+            self._weights.read_into(table, f"{NGRAM_PREFIX}embedders.{index}.weight")
+        for index, projection in enumerate(projections.split_with_sizes([shape.width] * len(shape.rows), dim=1)):
+            self._weights.read_into(projection, f"{NGRAM_PREFIX}post_projs.{index}.weight")
+        return NgramEmbedding(shape, tables, self._linear(projections))
 
     def head(self) -> tuple[RmsNorm, Linear]:
         """The final norm and the product that makes logits."""

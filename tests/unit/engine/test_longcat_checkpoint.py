@@ -202,6 +202,14 @@ def test_scale_flags_are_on_unless_they_say_off(tmp_path: Path) -> None:
     assert (config.query_scale, config.latent_scale) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("architecture", ["LongcatCausalLM", "LongcatFlashOmniForCausalLM"])
+def test_siblings_are_the_same_model(tmp_path: Path, architecture: str) -> None:
+    """Under another name: Thinking's, and Omni's text part."""
+    chat = read_model_config(written(tmp_path / "chat", CHAT))
+    sibling = read_model_config(written(tmp_path / "sibling", CHAT | {"architectures": [architecture]}))
+    assert asdict(sibling) == asdict(chat) | {"architecture": architecture}
+
+
 def test_draft_head_has_one_layer() -> None:
     """Its names as released."""
     layer = "model.mtp.layers.0"
