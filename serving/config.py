@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ from telemetry.config import TracingConfig
 from worker.config import LinkConfig
 
 BYTES = TypeAdapter(ByteSize)
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """Plain data, in which `off` is a word, as in YAML 1.2: several settings can be called that. A switch takes it as well."""
+
+
+SettingsLoader.yaml_implicit_resolvers = {
+    first: [(tag, words) for tag, words in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^([Tt]rue|[Ff]alse|TRUE|FALSE)$"), list("tTfF"))
 
 
 class ClusterConfig(BaseModel):
@@ -109,7 +121,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"--set {pair}: must be NAME=VALUE, for example engine.block_size=32")
         try:
-            settings[name] = yaml.safe_load(text)
+            settings[name] = yaml.load(text, SettingsLoader)
         except yaml.YAMLError as error:
             raise ConfigError(f"{name}: {text!r} is not a YAML value") from error
     return settings
@@ -117,7 +129,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(file.read_text())
+        settings = yaml.load(file.read_text(), SettingsLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "not a text file"
         raise ConfigError(f"{file}: {reason}") from error

@@ -47,6 +47,15 @@ def test_sizes_have_units_in_the_file_and_as_flags(tmp_path: Path) -> None:
     assert load(file, {"engine.kv_memory_bytes": "1GiB"}).engine.kv_memory_bytes == 1 << 30
 
 
+def test_off_is_a_word_and_a_switch_takes_it_too(tmp_path: Path) -> None:
+    file = write(tmp_path, "engine: {speculation: off, prefix_cache: off, check_integrity: on}\n")
+    for engine in (
+        load(file, {}).engine,
+        load(None, parse_settings(["engine.speculation=off", "engine.prefix_cache=no", "engine.check_integrity=true"])).engine,
+    ):
+        assert (engine.speculation, engine.prefix_cache, engine.check_integrity) == ("off", False, True)
+
+
 def test_a_model_folder_gives_the_served_name(tmp_path: Path) -> None:
     folder = write_tiny_llama(tmp_path / "my-model")
     assert load(None, {"model": folder}).router.model == "my-model"
