@@ -19,6 +19,8 @@ COUNTERS = {
     "mismatches": "serval_kv_digest_mismatches_total",
     "failures": "serval_kv_transfer_failures_total",
     "first_tokens": "serval_time_to_first_token_seconds_count",
+    "drafted": "serval_spec_decode_num_draft_tokens_total",
+    "accepted": "serval_spec_decode_num_accepted_tokens_total",
 }
 
 
@@ -57,9 +59,14 @@ class Moves:
         }
 
 
-def kv_bytes(model: Path, blocks: int) -> int:
+def kv_bytes(model: Path, blocks: int, *, with_draft_head: bool = False) -> int:
     """Of so many blocks, all layers, in float32."""
-    return read_model_config(model).kv_bytes_per_token(4) * BLOCK * blocks
+    config = read_model_config(model)
+    if with_draft_head:
+        drafting = config.with_draft_head()
+        assert drafting is not None
+        config = drafting
+    return config.kv_bytes_per_token(4) * BLOCK * blocks
 
 
 def blocks_of(asks: list[Ask]) -> int:
