@@ -43,6 +43,15 @@ class Matcher:
         if new and not self.inner.is_stopped():
             self.inner.consume_tokens(new)
 
+    @property
+    def forced(self) -> Sequence[int]:
+        """Tokens that spell what must come next, where there is no choice: a key's name, a comma. Maybe not those that the answer
+        goes on with, for the same text can be spelt in several ways."""
+        if self.inner.is_stopped():
+            return ()
+        forced: list[int] = self.inner.compute_ff_tokens()
+        return forced
+
     def allowed(self, guesses: Sequence[int]) -> int:
         """How many of `guesses`, from the first on, the answer may go on with. It is not moved."""
         if not guesses or self.inner.is_stopped():

@@ -98,7 +98,12 @@ class Speculation:
 
     def _guess(self, sequence: Sequence, launched: SequenceOf[int]) -> None:
         limit = min(self._draft_tokens, self._most_useful(sequence))
-        guesses = self._drafter.guess(sequence, limit, launched) if limit > 0 else ()
+        if limit <= 0:
+            sequence.drafts = []
+            return
+        # What a grammar leaves no choice about needs no drafter.
+        forced = sequence.matcher.forced if sequence.matcher is not None else ()
+        guesses = forced[:limit] or self._drafter.guess(sequence, limit, launched)
         sequence.drafts = self._useful(sequence, guesses)
 
     def _most_useful(self, sequence: Sequence) -> int:

@@ -177,6 +177,18 @@ def test_guesses_that_come_with_a_transferred_prompt_are_verified_at_once(make_e
     assert_balanced(guessing)
 
 
+def test_what_a_grammar_forces_is_guessed(make_engine: MakeEngine) -> None:
+    settings: dict[str, Any] = {"grammar": DOCUMENT, "temperature": 1.0, "seed": 4, "max_tokens": 60}
+    plain, guessing = make_engine(speculation="off"), foreseeing_engine(make_engine, {}, right=0.0, draft_tokens=16)
+    expected, got = greedy("r", random_prompt(9), **settings), greedy("r", random_prompt(9), **settings)
+    plain.finish(expected)
+    guessing.finish(got)
+    assert got.output == expected.output
+    assert bytes(got.output).startswith(b'{"name":"')
+    assert got.accepted_tokens >= len(b'{"name":"' + b',"size":') - 2, "the tiny model's tokens are the bytes"
+    assert guessing.engine.steps < plain.engine.steps / 2
+
+
 def test_abort_and_release_between_guesses(make_engine: MakeEngine) -> None:
     expected = {str(i): make_engine(speculation="off").answer(random_prompt(20, i), max_tokens=60) for i in range(4)}
     guessing = foreseeing_engine(make_engine, expected, right=0.8)
