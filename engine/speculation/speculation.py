@@ -53,6 +53,8 @@ class Speculation:
         """A sequence comes to be computed, maybe with guesses of whoever drew its last token."""
         if sequence.num_remaining == 1:
             self._guess(sequence, sequence.drafts)
+        else:  # its prompt is computed here after all, maybe in chunks: guesses come after known tokens alone
+            sequence.drafts = []
 
     def choose(self, sequences: SequenceOf[Sequence]) -> None:
         """Keeps those guesses of a step's decodes that pay."""

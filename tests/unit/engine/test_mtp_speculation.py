@@ -17,6 +17,7 @@ from protocol.sampling import SamplingParams
 from telemetry.metrics import Metrics
 from tests.agreeing_longcat import write_agreeing_longcat
 from tests.unit.engine.conftest import EngineUnderTest, greedy
+from tests.unit.engine.speculation_support import Costless
 
 BLOCK_BYTES = 16 * 40 * 4 * 5
 """Of one KV block over all layers, the head's too."""
@@ -49,10 +50,12 @@ def engine(folder: Path, speculation: str, **changes: Any) -> "Drafting":
 
 
 class Drafting(EngineUnderTest):
-    """Counts the guesses that are computed, and those that hold."""
+    """Counts the guesses that are computed, and those that hold. All that are made are computed, whatever that costs."""
 
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         super().__init__(engine, metrics)
+        if engine._speculation is not None:
+            engine._speculation._recent = Costless()
         self.guessed = self.held = 0
         self._schedule, engine._scheduler.schedule = engine._scheduler.schedule, self._counted  # type: ignore[method-assign]
 
@@ -199,6 +202,22 @@ def test_a_draft_of_whoever_computed_the_prompt_is_verified_at_once(agreeing: Pa
         assert decode.engine.steps - steps == (1 if guess == expected[1:2] else 2)
     assert decode.guessed == 8
     assert decode.held > 4
+
+
+def test_a_draft_is_dropped_where_the_prompt_did_not_arrive(agreeing: Path) -> None:
+    """The first token and a guess were there already when the transfer failed: the prompt is computed here, in chunks."""
+    here, alone = engine(agreeing, "mtp"), engine(agreeing, "off")
+    asked = prompt(130, seed=1)
+    expected = alone.answer(asked, max_tokens=5)
+    sequence = greedy("here", asked, max_tokens=5)
+    sequence.append(expected[0])
+    sequence.drafts = expected[1:2]
+    here.engine.submit(sequence)
+    here.step()
+    assert here.guessed == 0
+    while not here.engine.is_idle:
+        here.step()
+    assert sequence.output == expected
 
 
 def test_mtp_without_a_head_is_refused(tiny_folder: Path) -> None:
