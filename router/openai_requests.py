@@ -5,6 +5,7 @@ in silence.
 Source: OpenAI's API reference (chat completions, completions) and, for the sampling extensions, vLLM's and SGLang's.
 """
 
+from abc import ABC, abstractmethod
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -33,7 +34,7 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = Field(default=None, description="Accepted; nothing is obfuscated.")
 
 
-class SamplingFields(GenerationBody, StructuredFields):
+class SamplingFields(GenerationBody, StructuredFields, ABC):
     """What both endpoints share. None: the model's default."""
 
     model: Annotated[str, Field(min_length=1)]
@@ -77,9 +78,9 @@ class SamplingFields(GenerationBody, StructuredFields):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def logprobs_count(self) -> int | None:
         """How many likeliest tokens to list beside the chosen one; None for no logprobs."""
-        raise NotImplementedError
 
     def session(self, given: str) -> str:
         """What the client calls the requests that this one belongs to, empty where it does not say. `given`: in its headers. Who

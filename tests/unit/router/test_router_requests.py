@@ -14,7 +14,7 @@ from router.config import RouterConfig
 from router.grpc_admission import GrpcAdmission
 from router.model import ModelInfo
 from router.openai_parse import parse
-from router.openai_requests import ChatRequest, CompletionRequest
+from router.openai_requests import ChatRequest, CompletionRequest, SamplingFields
 from router.session import session_in
 from router.tokenizer import TextTokenizer
 from router.workers import Membership
@@ -339,3 +339,11 @@ def test_what_names_a_session_counts_in_its_order() -> None:
     requests = [parse(ChatRequest, json.dumps(body).encode()) for body in asked]
     assert [request.session(given) for request in requests] == ["key", "first", "first"]
     assert [request.session(session_in({})) for request in requests] == ["key", "me", ""]
+
+
+def test_what_every_endpoint_has_to_say_itself_cannot_be_left_out() -> None:
+    class Forgetful(SamplingFields):
+        """An endpoint's body that does not say how logprobs are asked for."""
+
+    with pytest.raises(TypeError, match="logprobs_count"):
+        Forgetful(model=MODEL)  # type: ignore[abstract]

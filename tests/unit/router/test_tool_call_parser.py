@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from router.tool_calls.delta import ToolCall, ToolCallDelta, join_calls
 from router.tool_calls.formats import HERMES, LLAMA3, LONGCAT, LONGCAT_XML, QWEN_CODER, ToolFormat, format_of
 from router.tool_calls.parser import ToolCallParser
+from router.tool_calls.reader import CallReader
 from router.tool_calls.tools import Tool
 
 WEATHER = Tool(
@@ -308,3 +309,11 @@ def test_any_cut_gives_the_same_and_nothing_raises(form: ToolFormat, answer: tup
 )  # fmt: skip
 def test_the_format_follows_the_template(name: Any, template: str, form: ToolFormat | None) -> None:
     assert format_of(name, template) is form
+
+
+def test_a_form_of_calls_that_cannot_be_read_is_none() -> None:
+    class Unread(CallReader):
+        """A form without its own `feed`."""
+
+    with pytest.raises(TypeError, match="feed"):
+        Unread({})  # type: ignore[abstract]
