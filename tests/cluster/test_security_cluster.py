@@ -114,9 +114,10 @@ async def test_nobody_without_a_key_or_certificate_gets_anywhere(cluster: Runnin
 
 async def test_serval_chat_and_bench_take_the_authority_and_the_key(cluster: RunningCluster, folder: Path, key: str) -> None:
     environment = {"SERVAL_CA": str(folder / "front-ca.pem"), "SERVAL_API_KEY": key}
-    await asyncio.to_thread(serval, "chat", "--url", cluster.url, "--max-tokens", "4", "hello", **environment)
+    said = await asyncio.to_thread(serval, "chat", "--url", cluster.url, "--max-tokens", "4", "hello", **environment)
+    assert said.strip(), "no answer came"
     bench = ["bench", "--url", cluster.url, "--requests", "2", "--warmup", "0", "--isl", "20", "--osl", "4"]
-    await asyncio.to_thread(serval, *bench, **environment)
+    assert "2 of 2 requests" in await asyncio.to_thread(serval, *bench, **environment)
 
 
 async def test_a_whole_new_set_takes_the_old_ones_place(cluster: RunningCluster, folder: Path, key: str) -> None:

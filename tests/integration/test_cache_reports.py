@@ -149,6 +149,8 @@ async def test_two_routers_hear_the_same_and_one_that_is_down_holds_up_nobody() 
         use(cache, list(range(100, 112)))
         await first.until_known(findable(cache))
         await second.until_known(findable(cache))
+        assert first.known == second.known and len(findable(cache)) == 5
+        assert [router.messages[0].reset for router in (first, second)] == [True, True]
 
 
 async def test_an_overflow_is_told_as_the_full_set(monkeypatch: pytest.MonkeyPatch) -> None:

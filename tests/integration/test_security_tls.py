@@ -229,8 +229,15 @@ class TestPrefillService:
 
     async def test_whoever_dials_finds_out_that_this_is_another_role(self, served: tuple[Path, str, list[str]]) -> None:
         identity = TlsIdentity(peer_files(served[0]).of_role("decode"), "cluster.tls")
+        stub: Any
         async with dial(served[1], "router", identity, OPTIONS) as channel:
-            await refused_health(channel)
+            stub = cluster_pb2_grpc.PrefillServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError, match="Hostname Verification") as refused:
+                await stub.Abort(cluster_pb2.AbortRequest(), timeout=WAIT_S)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        async with self.dial(served, "decode") as channel:
+            stub = cluster_pb2_grpc.PrefillServiceStub(channel)
+            assert (await stub.Abort(cluster_pb2.AbortRequest(), timeout=WAIT_S)).quiesced, "it is there, under its own name"
 
     async def test_calls_go_on_with_the_new_certificate(self, served: tuple[Path, str, list[str]], foreign: Path) -> None:
         identity = TlsIdentity(peer_files(served[0]).of_role("decode"), "cluster.tls")

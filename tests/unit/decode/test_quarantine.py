@@ -115,8 +115,8 @@ async def test_a_silent_peer_holds_up_nobody(case: Case) -> None:
             await asyncio.Event().wait()
             return False
 
-    case.set_apart(Silent([]))
-    lease = case.set_apart(Peer([True]))
+    silent, lease = case.set_apart(Silent([])), case.set_apart(Peer([True]))
     async with asyncio.timeout(5):
         while lease.slot.state is not SlotState.FREE:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+    assert silent.slot.state is SlotState.QUARANTINED, "nobody knows that its writes are over"

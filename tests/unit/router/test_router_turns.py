@@ -103,12 +103,13 @@ async def test_first_news_go_before_those_of_writers_that_have_begun() -> None:
 
 
 async def test_a_writer_that_went_away_takes_no_turn_from_others() -> None:
-    made, _ = await writers(20)
+    made, log = await writers(20)
     for writer in made:
         writer.give()
     for writer in made[::2]:
         writer.task.cancel()
     await until_all_wrote(made[1::2])
+    assert log == [writer.name for writer in made[1::2]], "each once, in the order of their news"
 
 
 async def test_news_that_were_set_before_the_wait_are_not_waited_for() -> None:

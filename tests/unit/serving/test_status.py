@@ -40,6 +40,8 @@ def test_nobody_reading_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
     StatusWriter(write).ready(Ready("a:1", "a:2"))
+    with pytest.raises(BrokenPipeError):  # what that has met, and kept to itself
+        os.write(write, b"x")
     os.close(write)
 
 
