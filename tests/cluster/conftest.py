@@ -67,10 +67,12 @@ def embedded_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def embedded_spec(embedded_folder: Path) -> ClusterSpec:
+    """With n-grams guessing, for all that is asked of a real model: text, JSON, tool calls."""
     return ClusterSpec(embedded_folder).with_settings(
         engine__dtype="float32",
         engine__kv_memory_bytes="512MiB",
         engine__max_batch_tokens=384,
+        engine__speculation="ngram",
         decode__local_prefill_max_tokens=0,
     )
 

@@ -1,7 +1,11 @@
-"""The cluster answers as one process without transfer does: token for token, in float32, and its KV really moves."""
+"""The cluster answers as one process without transfer does: token for token, in float32, and its KV really moves.
+
+SERVAL_REAL_PROMPTS says how many prompts the real model gets.
+"""
 
 import asyncio
 import math
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +24,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 LONGEST = 3000
 AT_ONCE = 16
+REAL_PROMPTS = int(os.environ.get("SERVAL_REAL_PROMPTS", "20"))
 
 
 def lengths(count: int, seed: int, longest: int = LONGEST) -> list[int]:
@@ -57,17 +62,22 @@ def assert_all_moved(cluster: RunningCluster, moves: Moves, asks: list[Ask], blo
     assert moves.of("router", "outcomes") == len(asks)
 
 
-async def test_fifty_prompts_of_a_real_model(clusters: Clusters, embedded_spec: ClusterSpec) -> None:
+async def test_prompts_of_a_real_model(clusters: Clusters, embedded_spec: ClusterSpec) -> None:
+    """The cluster guesses by n-grams, the one process does not guess at all."""
     cluster = clusters.get(embedded_spec)
+    kinds = [SamplingParams(temperature=0.0, max_tokens=8), SamplingParams(temperature=0.6, seed=9, max_tokens=8, logprobs=0)]
     text = (Path(__file__).parents[2] / "LICENSE").read_text()
     tokens = Tokenizer.from_file(str(embedded_spec.model / "tokenizer.json")).encode(text).ids * 2
     drawn = random.Random(1)
     asks = []
-    for length in lengths(50, seed=4, longest=500):  # one thread computes some 200 tokens per second
+    for length in lengths(REAL_PROMPTS, seed=4, longest=500):  # one thread computes some 200 tokens per second
         # Each begins with a token of its own: no prompt finds another's beginning in a cache.
         begin = drawn.randrange(len(tokens) - length)
-        asks.append(Ask.greedy([1000 + len(asks), *tokens[begin : begin + length - 1]], max_tokens=8))
-    reference = await asyncio.to_thread(Reference, embedded_spec.model, kv_memory_bytes=512 << 20)
+        text_tokens = tokens[begin : begin + length - 1]
+        if len(asks) % 3 == 0:  # it begins anew, and is likely to go on as before: guesses of n-grams hold
+            text_tokens[2 * length // 3 :] = text_tokens[: len(text_tokens) - 2 * length // 3]
+        asks.append(Ask((1000 + len(asks), *text_tokens), kinds[len(asks) % 2]))
+    reference = await asyncio.to_thread(Reference, embedded_spec.model, kv_memory_bytes=512 << 20, speculation="off")
 
     async with Moves(cluster) as moves:
         # At the same time: there is a core for it.
@@ -75,6 +85,7 @@ async def test_fifty_prompts_of_a_real_model(clusters: Clusters, embedded_spec: 
 
     assert reference.assert_same(asks, answers, expected) <= 2, "ties are rare; so many mean that something is wrong"
     assert_all_moved(cluster, moves, asks)
+    assert moves.of("decode", "drafted") >= moves.of("decode", "accepted") > 0
 
 
 @pytest.fixture(params=["1P1D-chunks-of-whole-blocks", "2P1D-chunks-across-blocks", "1P2D-chunks-across-blocks"])
