@@ -1,9 +1,11 @@
 """Generated JSON schemas through the unmodified `openai` client, a disaggregated cluster and a real model: every answer is valid.
 
-`make structured` takes 500 schemas; SERVAL_JSON_SCHEMAS says how many.
+Its workers guess by n-grams, and one of the two that decode is killed in the middle, again and again. `make structured` takes 500
+schemas; SERVAL_JSON_SCHEMAS says how many.
 """
 
 import asyncio
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -13,8 +15,7 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-from cluster_harness import ClusterSpec, RunningCluster
-from cluster_moves import Moves
+from cluster_harness import ClusterSpec, RunningCluster, until
 from cluster_shared import Clusters
 
 from tests.json_schemas import Schema, json_schemas
@@ -22,6 +23,10 @@ from tests.json_schemas import Schema, json_schemas
 SCHEMAS = int(os.environ.get("SERVAL_JSON_SCHEMAS", "16"))
 AT_ONCE = 8
 MAX_TOKENS = 2048
+FIRST_KILL, KILL_EVERY = 4, 64
+"""Answers before the first kill, and between two of them."""
+VICTIM = "decode-1"
+RESTART_TIMEOUT_S = 60.0
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300 + 6 * SCHEMAS)]
 
@@ -101,16 +106,67 @@ def _problem(schema: Schema, text: str, finish_reason: str | None) -> str | None
     return None
 
 
+class Killer:
+    """Kills one of the decode workers while it answers, and again when it is back and enough has been answered."""
+
+    def __init__(self, cluster: RunningCluster, asking: Asking) -> None:
+        self._cluster = cluster
+        self._asking = asking
+        self.kills = 0
+
+    async def run(self) -> None:
+        await self._kill_after(FIRST_KILL)
+        while True:
+            await self._kill_after(self._asking.answers.total() + KILL_EVERY)
+
+    async def _kill_after(self, answers: int) -> None:
+        await until(lambda: self._asking.answers.total() >= answers, f"{answers} answers", 6.0 * SCHEMAS)
+        await until(self._victim_answers, f"{VICTIM} answers somebody", RESTART_TIMEOUT_S)
+        killed = await self._cluster.kill_worker(VICTIM)
+        self.kills += 1
+        await until(lambda: self._cluster.all_joined(without=killed.incarnation), "it is back", RESTART_TIMEOUT_S)
+
+    async def _victim_answers(self) -> bool:
+        found = await self._cluster.scrape()
+        return VICTIM in found and found[VICTIM].sum("serval_num_requests_running") > 0
+
+
+async def placed_and_ended(cluster: RunningCluster) -> tuple[float, float]:
+    """How often a decode worker was chosen, and how many requests have ended."""
+    router = (await cluster.scrape())["router"]
+    return router.sum("serval_placements_total", pool="decode"), router.sum("serval_requests_total")
+
+
 async def test_every_answer_is_valid(clusters: Clusters, embedded_spec: ClusterSpec) -> None:
-    cluster: RunningCluster = clusters.get(embedded_spec)
+    cluster: RunningCluster = clusters.get(dataclasses.replace(embedded_spec, decode=2))
     schemas = json_schemas(SCHEMAS, seed=3)
     client = openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0, timeout=300)
-    async with client as api, Moves(cluster) as moves:
+    placed_before, ended_before = await placed_and_ended(cluster)
+    async with client as api:
         asking = Asking(api, cluster.model)
-        await asking.ask_all(schemas)
+        killer = Killer(cluster, asking)
+        killing = asyncio.create_task(killer.run())
+        try:
+            await asking.ask_all(schemas)
+        finally:
+            killing.cancel()
+            await asyncio.wait({killing})
+    await until(cluster.all_joined, "all are back", RESTART_TIMEOUT_S)
+    await cluster.assert_idle()
 
+    placed, ended = await placed_and_ended(cluster)
+    went_on = (placed - placed_before) - (ended - ended_before)
+    found = await cluster.scrape()
+    guessed = found["decode-0"].sum("serval_spec_decode_num_draft_tokens_total")
+    right = found["decode-0"].sum("serval_spec_decode_num_accepted_tokens_total")
     print(f"\n{len(schemas)} schemas, {asking.answers.total()} answers, {asking.tokens} tokens: {dict(asking.answers)}")
+    print(
+        f"{killer.kills} kills, {went_on:.0f} answers went on elsewhere; at decode-0 {right:.0f} of {guessed:.0f} guesses held"
+    )
     assert not asking.wrong, f"{len(asking.wrong)} of {asking.answers.total()} answers\n" + "\n".join(asking.wrong[:10])
     assert set(asking.answers) == {way.name for way in WAYS}
     assert asking.answers.total() == len(schemas) + len(schemas) // len(WAYS)
-    assert moves.of("decode", "bytes") > 0, "the prompts were not computed by the prefill worker"
+    assert killer.kills > 0
+    assert went_on > 0, "nobody was being answered there"
+    assert right > 0, "no guess held"
+    assert found["prefill-0"].sum("serval_kv_transfer_bytes_total") > 0, "the prompts were not computed by the prefill worker"
