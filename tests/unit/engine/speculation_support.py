@@ -41,20 +41,31 @@ class Foreseeing:
 
 
 def foreseeing_engine(
-    make_engine: MakeEngine, answers: Mapping[str, SequenceOf[int]], *, right: float = 0.7, seed: int = 0, **config: object
+    make_engine: MakeEngine,
+    answers: Mapping[str, SequenceOf[int]],
+    *,
+    right: float = 0.7,
+    seed: int = 0,
+    costs: tuple[float, float] = (0.0, 0.0),
+    **config: object,
 ) -> EngineUnderTest:
-    """An engine that guesses from `answers`, without a thought for what that costs."""
+    """An engine that guesses from `answers`. costs: what its steps are said to take, fixed and per token, in seconds; what is
+    tested must not hang on how fast this machine is. Where nothing costs anything every guess is computed."""
     engine = make_engine(**({"speculation": "ngram", "draft_tokens": 6} | config))
     speculation = engine.engine._speculation
     assert speculation is not None
     speculation._drafter = Foreseeing(answers, right=right, seed=seed)
-    speculation._recent = Costless()
+    speculation._recent = Costs(costs)
     return engine
 
 
-class Costless(RecentSteps):
-    """Computes every guess: what is tested must not hang on how fast this machine is."""
+class Costs(RecentSteps):
+    """Says what a test says."""
+
+    def __init__(self, decode_cost: tuple[float, float]) -> None:
+        super().__init__()
+        self._said = decode_cost
 
     @property
     def decode_cost(self) -> tuple[float, float]:
-        return 0.0, 0.0
+        return self._said
