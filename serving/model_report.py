@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 
 from engine.models.blueprint import Parameters, count_draft_head, count_parameters
+from engine.models.longcat_config import LongcatConfig
 from engine.models.registry import read_model_config
 
 
-def model_report(folder: Path, expert_split: int) -> Iterator[tuple[str, str]]:
-    """Names and values, in the checkpoint's number format. Raises ConfigError for a model that we cannot serve."""
+def model_report(folder: Path, expert_split: int, memory_gib: float | None = None) -> Iterator[tuple[str, str]]:
+    """Names and values, in the checkpoint's number format. `memory_gib`: of one worker. Raises ConfigError for a model that we
+    cannot serve."""
     config = read_model_config(folder)
     value_bytes = getattr(torch, config.checkpoint_dtype).itemsize
     parameters = count_parameters(config)
@@ -30,7 +32,18 @@ def model_report(folder: Path, expert_split: int) -> Iterator[tuple[str, str]]:
         yield "MTP head's parameters", f"{shared}, or {own} with an embedding of its own"
     yield "KV of a full context", f"{_size(kv_bytes * positions)} ({positions:,} tokens)"
     split = f", the experts split over {expert_split} workers" if expert_split > 1 else ""
-    yield "weights of a worker", f"{_size(held * value_bytes)} ({_count(held)} parameters{split})"
+    weights_bytes = held * value_bytes
+    yield "weights of a worker", f"{_size(weights_bytes)} ({_count(held)} parameters{split})"
+    if isinstance(config, LongcatConfig) and config.weight_block is not None:
+        weights_bytes = parameters.eight_bit_bytes_per_worker(expert_split, value_bytes)
+        yield (
+            "the same in 8 bits",
+            f"{_size(weights_bytes)} (all that may stay so; layers left in {config.checkpoint_dtype} add to it)",
+        )
+    if memory_gib is not None:
+        room_bytes = int(memory_gib * (1 << 30)) - weights_bytes
+        fits = f"{_size(room_bytes)} ({room_bytes // kv_bytes:,} tokens)" if room_bytes > 0 else "none: the weights do not fit"
+        yield "room for KV at most", f"{fits} of {memory_gib:g} GiB"
 
 
 def _activated(parameters: Parameters) -> str:

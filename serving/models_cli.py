@@ -43,9 +43,12 @@ def inspect(
     expert_split: Annotated[
         int, typer.Option(min=1, help="Workers that would share the experts, each with all the rest of the model.")
     ] = 1,
+    memory_gib: Annotated[
+        float | None, typer.Option(min=0, help="Memory of one worker: says how much KV fits beside the weights.")
+    ] = None,
 ) -> None:
     """Say how large a model is: parameters, KV cache per token, and what one worker must hold."""
     from serving.model_report import model_report
 
-    for name, value in model_report(folder.expanduser(), expert_split):
+    for name, value in model_report(folder.expanduser(), expert_split, memory_gib):
         print(f"{name:<24}{value}")

@@ -14,6 +14,8 @@ from engine.models.registry import build_model
 INPUT_EMBEDDING = "model.embed_tokens.weight"
 NGRAM_TABLES = ".ngram_embeddings.embedders."
 """In the names of the tensors in which n-grams are looked up."""
+KEPT_DENSE = (".mlps.", ".o_proj.")
+"""In the names of matrices, the experts' apart, that stay in 8 bits where a checkpoint has them so."""
 EXPERTS = ".mlp.experts."
 """In the names of the tensors of which a token uses some experts' only."""
 
@@ -49,10 +51,20 @@ class Parameters:
     activated_mean: int
     """If the router treats all experts alike."""
     activated_max: int
+    kept_dense: int = 0
+    """Of those that are no experts', what may stay in 8 bits; so may all experts."""
 
     def per_worker(self, expert_split: int) -> int:
         """Parameters that one of `expert_split` workers holds, if they share the experts and each has all the rest."""
-        return self.total - self.experts + -(-self.experts // expert_split)
+        return self.total - self.experts + self._experts_of_worker(expert_split)
+
+    def eight_bit_bytes_per_worker(self, expert_split: int, value_bytes: int) -> int:
+        """Of the weights, if all that may is in 8 bits and the rest takes `value_bytes` each. Scales, 0.02 %, are left out."""
+        kept = self.kept_dense + self._experts_of_worker(expert_split)
+        return kept + (self.total - self.experts - self.kept_dense) * value_bytes
+
+    def _experts_of_worker(self, expert_split: int) -> int:
+        return -(-self.experts // expert_split)
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -78,6 +90,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
     """From the shapes that config.json implies."""
     shapes = tensor_shapes(config)
     total = sum(map(prod, shapes.values()))
+    kept_dense = sum(prod(shape) for name, shape in shapes.items() if any(part in name for part in KEPT_DENSE))
     experts = sum(prod(shape) for name, shape in shapes.items() if EXPERTS in name)
     always = total - experts
     if "lm_head.weight" in shapes:  # else the table is the head too
@@ -89,4 +102,4 @@ def count_parameters(config: ModelConfig) -> Parameters:
     fewest = max(0, config.moe_topk - config.zero_expert_num)
     most = min(config.moe_topk, config.n_routed_experts)
     counts = (round(always + one_expert_per_layer * chosen) for chosen in (fewest, config.mean_real_experts, most))
-    return Parameters(total, experts, *counts)
+    return Parameters(total, experts, *counts, kept_dense=kept_dense)

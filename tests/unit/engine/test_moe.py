@@ -98,6 +98,19 @@ class TestWithoutWaiting:
         layer._cuts = False
         assert torch.equal(layer(x), cut)
 
+    def test_nobody_looks_at_what_the_device_computes(self) -> None:
+        """Shown on tensors that have a shape and no values: any look at one is an error."""
+        with torch.device("meta"):
+            router = RouterWeights(torch.empty(REAL + ZERO, HIDDEN), torch.empty(REAL + ZERO), TOPK, 6.0)
+            gate_up, down = (
+                torch.empty(REAL, *shape, dtype=torch.bfloat16) for shape in ((2 * INNER, HIDDEN), (HIDDEN, INNER))
+            )
+            x = torch.empty(29, HIDDEN, dtype=torch.bfloat16)
+        tally = ExpertTally(torch.device("meta"))
+        assert MixtureOfExperts(router, ExpertWeights(gate_up, down), tally)(x).shape == x.shape
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            tally.read()
+
     def test_zero_experts_are_behind_the_last_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         layer, x = mixture(), tokens(29)
         layer._cuts = False

@@ -1,9 +1,11 @@
 """`serval models`."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from engine.tiny_longcat import write_tiny_longcat
 from serving import cli
 
 
@@ -12,7 +14,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return cli.main()
 
 
-@pytest.mark.parametrize("family", ["llama", "longcat-flash"])
+@pytest.mark.parametrize("family", ["llama", "longcat-flash", "longcat-flash-lite"])
 def test_a_tiny_model_is_made_and_inspected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], family: str
 ) -> None:
@@ -28,9 +30,32 @@ def test_a_tiny_model_is_made_and_inspected(
         assert "800 bytes per token (5 layers)" in report
         assert "97.58k, or 123.12k with an embedding of its own" in report
         assert "1.84 MiB (481.87k parameters, the experts split over 4 workers)" in report
+    elif family == "longcat-flash-lite":
+        assert "LongcatFlashNgramForCausalLM" in report
+        assert "640 bytes (4 layers of 40 values)" in report
     else:
         assert "1,024 bytes (4 layers of 64 values)" in report
         assert "MTP" not in report
+
+
+def test_what_fits_beside_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An 8-bit checkpoint's experts, MLPs and attention outputs count one byte each."""
+    folder = write_tiny_longcat(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    changed = config | {"quantization_config": blocks, "torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(changed))
+    assert run(monkeypatch, "inspect", str(folder), "--expert-split", "2", "--memory-gib", "0.001") == 0
+    report = capsys.readouterr().out
+    # 2 layers × (2 × (3 · 96 · 192 + 96 · 64) + 16 experts / 2 × 3 · 96 · 48) in one byte, the rest in two.
+    kept = 2 * (2 * (3 * 96 * 192 + 96 * 64) + 8 * 3 * 96 * 48)
+    rest = 813_648 - 2 * (2 * (3 * 96 * 192 + 96 * 64) + 16 * 3 * 96 * 48)
+    assert f"{(kept + 2 * rest) / (1 << 20):.2f} MiB (all that may stay so" in report
+    assert f"({(int(0.001 * (1 << 30)) - kept - 2 * rest) // 320:,} tokens) of 0.001 GiB" in report
+    assert run(monkeypatch, "inspect", str(folder), "--memory-gib", "0.0001") == 0
+    assert "none: the weights do not fit of 0.0001 GiB" in capsys.readouterr().out
 
 
 def test_no_model_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
