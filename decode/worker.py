@@ -84,6 +84,11 @@ class DecodeWorker:
     def is_healthy(self) -> bool:
         return self._parts is not None and self._parts.engine_loop.is_healthy
 
+    @property
+    def has_joined(self) -> bool:
+        """At least one router knows this worker."""
+        return self._node is not None and self._node.has_joined
+
     async def drain(self, timeout_s: float) -> None:
         if self._node is not None and self._requests is not None:
             await self._node.drain()

@@ -61,6 +61,11 @@ class PrefillWorker:
     def is_healthy(self) -> bool:
         return self._engine_loop is not None and self._engine_loop.is_healthy
 
+    @property
+    def has_joined(self) -> bool:
+        """At least one router knows this worker."""
+        return self._node is not None and self._node.has_joined
+
     async def drain(self, timeout_s: float) -> None:
         if self._node is not None and self._jobs is not None:
             await self._node.drain()

@@ -132,13 +132,17 @@ class Child:
 
 
 def environment(config: ServalConfig) -> dict[str, str]:
-    """The child's environment: what libraries read only once, when they are loaded."""
+    """The child's environment: ours, and what libraries read only once, when they are loaded."""
+    return os.environ | library_settings(config) | {"NIXL_LOG_LEVEL": os.environ.get("NIXL_LOG_LEVEL", "ERROR")}
+
+
+def library_settings(config: ServalConfig) -> dict[str, str]:
+    """Environment variables that a process needs before it starts."""
     threads = str(config.engine.threads or os.cpu_count() or 1)
-    return os.environ | {
+    return {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
-        "NIXL_LOG_LEVEL": os.environ.get("NIXL_LOG_LEVEL", "ERROR"),
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -23,6 +23,9 @@ from worker.config import LinkConfig
 
 BYTES = TypeAdapter(ByteSize)
 
+KUBERNETES = "kubernetes"
+"""The group of settings that is k8s/'s own (k8s/config.py)."""
+
 
 class SettingsLoader(yaml.SafeLoader):
     """Plain data, in which `off` is a word, as in YAML 1.2: several settings can be called that. A switch takes it as well."""
@@ -51,6 +54,13 @@ class ClusterConfig(BaseModel):
         le=65535 - 128,
         description="Worker k serves /metrics on this port + 1 + k, prefill workers first. 0: any free ports. "
         "The router's metrics are on its HTTP port.",
+    )
+    worker_port: int = Field(
+        0,
+        ge=0,
+        le=65535 - 128,
+        description="Worker k serves gRPC to other workers on this port + k, prefill workers first. 0: any free ones. A fixed one "
+        "is for firewalls and network policies.",
     )
     tls: PeerTlsFiles | None = Field(
         None,
@@ -100,17 +110,30 @@ def load(file: Path | None, flags: Mapping[str, Any]) -> ServalConfig:
 
     Raises ConfigError with one line that names the first wrong setting.
     """
-    settings = _read_yaml(file) if file else {}
+    settings = read_settings(file) if file else {}
+    # One file serves both ways to run a cluster; what this group says is checked by whoever reads it.
+    settings.pop(KUBERNETES, None)
+    put_settings(settings, flags)
+    return compose(settings)
+
+
+def put_settings(settings: dict[str, Any], flags: Mapping[str, Any]) -> None:
+    """Lays `flags` (dotted name → value; None is not given) over `settings`. Raises ConfigError."""
     for name, value in flags.items():
         if value is not None:
             _put(settings, name, value)
-    folder = _choose_model(settings)
+
+
+def compose(settings: dict[str, Any], model_is_here: bool = True) -> ServalConfig:
+    """The configuration of nested `settings`, which are changed. Without `model_is_here` its folder lies on another machine, and
+    is not looked for. Raises ConfigError with one line that names the first wrong setting."""
+    folder = _choose_model(settings) if model_is_here else _model_elsewhere(settings)
     _share_settings(settings, folder)
     _read_sizes(settings)
     try:
         return ServalConfig.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(one_line(error, ServalConfig)) from error
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -127,7 +150,8 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> dict[str, Any]:
+    """What a YAML file says, as it is. Raises ConfigError naming the file when it is no mapping."""
     try:
         settings = yaml.load(file.read_text(), SettingsLoader)
     except (OSError, UnicodeDecodeError) as error:
@@ -166,6 +190,14 @@ def _choose_model(settings: dict[str, Any]) -> Path:
     return folder
 
 
+def _model_elsewhere(settings: dict[str, Any]) -> Path:
+    given = settings.get("model")
+    if not isinstance(given, str | Path) or not Path(given).is_absolute():
+        raise ConfigError(f"model: must be the absolute path of the model's folder where the workers run, not {given!r}")
+    settings["model"] = Path(given)
+    return Path(given)
+
+
 def _share_settings(settings: dict[str, Any], folder: Path) -> None:
     """What several packages must agree on is said once, and what follows from several workers on one machine is set."""
     cluster = _group(settings, "cluster")
@@ -202,12 +234,12 @@ def _group(settings: dict[str, Any], name: str) -> dict[str, Any]:
     return group
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError, top: type[BaseModel]) -> str:
     """The first of pydantic's errors: `engine.block_size: must be greater than 0, not -1`."""
     first = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{name}: no such setting{_suggestion(first['loc'])}"
+        return f"{name}: no such setting{_suggestion(first['loc'], top)}"
     requirement = (
         first["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("Input should", "must")
     )
@@ -218,8 +250,7 @@ def _one_line(error: ValidationError) -> str:
     return " ".join(line.split())
 
 
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    model: type[BaseModel] = ServalConfig
+def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     for part in location[:-1]:
         inner = model.model_fields[str(part)].annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):

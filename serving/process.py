@@ -1,7 +1,7 @@
-"""The entry of one child process: `python -m serving.process --role decode --index 0 --config FILE`.
+"""The entry of one process: `python -m serving.process --role decode --config FILE --router HOST:PORT`.
 
 It builds one server, reports on the status pipe, and on SIGTERM or SIGINT drains and stops it; a second signal skips the
-drain. It dies with the process that started it.
+drain. A launcher's child dies with its launcher; a container runs the same command.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 import uvloop
 
 from protocol.errors import ConfigError, ServalError
-from serving.config import ServalConfig
+from serving.config import ServalConfig, load, parse_settings
 from serving.roles import Member, Server, build
 from serving.status import StatusWriter
 from telemetry import logs
@@ -41,16 +41,16 @@ EXIT_CONFIG = 2
 
 
 def main() -> int:
-    arguments = _arguments()
+    arguments = argument_parser().parse_args()
     if arguments.parent:
         _die_with(arguments.parent)
     os.set_inheritable(arguments.status_fd, False)
     status = StatusWriter(arguments.status_fd)
-    member = Member(arguments.role, arguments.index)
+    member = Member(arguments.role, arguments.index, arguments.name)
     if member.role == "router":
         sys.setswitchinterval(ROUTER_SWITCH_INTERVAL_S)
     try:
-        config = ServalConfig.model_validate_json(_read_config(arguments))
+        config = _read_config(arguments)
         logs.configure(member.name, config.cluster.log_level)
         server = build(member, config, arguments.router, status.progress)
         uvloop.run(_serve(server, config, status))
@@ -130,24 +130,29 @@ def _die_with(parent: int) -> None:
         os._exit(EXIT_FAILED)
 
 
-def _read_config(arguments: argparse.Namespace) -> str:
+def _read_config(arguments: argparse.Namespace) -> ServalConfig:
     if arguments.config is not None:
-        return str(arguments.config.read_text())
+        return load(arguments.config, parse_settings(arguments.set))
     with os.fdopen(arguments.config_fd) as stream:
-        return stream.read()
+        return ServalConfig.model_validate_json(stream.read())
 
 
-def _arguments() -> argparse.Namespace:
+def argument_parser() -> argparse.ArgumentParser:
+    """What this command takes."""
     parser = argparse.ArgumentParser(prog="python -m serving.process", description=__doc__)
     parser.add_argument("--role", choices=("router", "prefill", "decode"), required=True)
     parser.add_argument("--index", type=int, default=0)
-    parser.add_argument("--router", action="append", default=[], help="link address of a router to dial; may be repeated")
+    parser.add_argument("--name", default="", help="what the process is called; default: its role and index")
+    router_help = "link address of a router to dial, or dns:NAME:PORT for all behind the name; may be repeated"
+    parser.add_argument("--router", action="append", default=[], help=router_help)
+    set_help = "any setting, over those of --config, such as cluster.host=10.0.0.7; may be repeated"
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=set_help)
     parser.add_argument("--parent", type=int, default=0, help="process id to die with; 0: nobody's")
     parser.add_argument("--status-fd", type=int, default=1, help="where status reports go")
     config = parser.add_mutually_exclusive_group(required=True)
-    config.add_argument("--config", type=Path, help="file with the configuration as JSON")
-    config.add_argument("--config-fd", type=int, help="descriptor to read it from")
-    return parser.parse_args()
+    config.add_argument("--config", type=Path, help="YAML file with settings, as of `serval up`")
+    config.add_argument("--config-fd", type=int, help="descriptor to read the whole configuration from, as JSON")
+    return parser
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -23,18 +24,26 @@ if TYPE_CHECKING:
 ROUTER_LAST_CALL_S = 0.5
 """A router's stop drains once more by itself; the launcher has waited already."""
 
+STANDSTILL_S = 10.0
+"""Seconds without a look at a worker's health after which its event loop hangs. Looks come every second; a loop that is busy with
+hundreds of streams is late by tenths."""
+
 Role = Literal["router", "prefill", "decode"]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One process of the cluster: its role and its number within the role."""
+    """One process of the cluster: its role and its number within the role. `given_name`: what it is called by whoever else
+    counts its processes, such as Kubernetes."""
 
     role: Role
     index: int = 0
+    given_name: str = ""
 
     @property
     def name(self) -> str:
+        if self.given_name:
+            return self.given_name
         return "router" if self.role == "router" else f"{self.role}-{self.index}"
 
 
@@ -62,12 +71,22 @@ def members(config: ServalConfig) -> list[Member]:
 def metrics_port(config: ServalConfig, member: Member) -> int:
     """Where a worker serves /metrics; 0 for any free port."""
     base = config.cluster.metrics_port
-    number = member.index if member.role == "prefill" else config.cluster.prefill + member.index
-    return base + 1 + number if base else 0
+    return base + 1 + _number(config, member) if base else 0
+
+
+def worker_port(config: ServalConfig, member: Member) -> int:
+    """Where a worker's gRPC server listens; 0 for any free port."""
+    base = config.cluster.worker_port
+    return base + _number(config, member) if base else 0
+
+
+def _number(config: ServalConfig, member: Member) -> int:
+    """A worker's number among all of the machine, prefill workers first."""
+    return member.index if member.role == "prefill" else config.cluster.prefill + member.index
 
 
 def build(member: Member, config: ServalConfig, routers: Sequence[str], progress: Progress) -> Server:
-    """The server of `member`. `routers` are the link addresses that a worker dials.
+    """The server of `member`. `routers` are what a worker dials: link addresses, or dns:name:port (worker/router_links.py).
 
     Imports only what the role needs: a router process has no torch in it.
     """
@@ -108,7 +127,7 @@ class _RouterServer:
 
 
 class _WorkerServer:
-    """A prefill or decode worker with its /metrics."""
+    """A prefill or decode worker with its /metrics, /health and /ready."""
 
     def __init__(
         self,
@@ -119,7 +138,10 @@ class _WorkerServer:
         tracing: Tracing,
         progress: Progress,
     ) -> None:
-        self._endpoint = MetricsEndpoint(metrics, config.cluster.host, metrics_port(config, member))
+        probes = {"/health": self.why_not_healthy, "/ready": self.why_not_ready}
+        self._endpoint = MetricsEndpoint(metrics, config.cluster.host, metrics_port(config, member), probes)
+        self._seen_healthy: float | None = None
+        self._is_draining = False
         spec = WorkerSpec(
             name=member.name,
             host=config.cluster.host,
@@ -129,6 +151,7 @@ class _WorkerServer:
             engine=config.engine,
             transfer=config.transfer,
             link=config.link,
+            port=worker_port(config, member),
             metrics_address=self._endpoint.address,
             tls=TlsIdentity(tls.of_role(member.role), "cluster.tls") if (tls := config.cluster.tls) else None,
             tracing=tracing,
@@ -138,9 +161,12 @@ class _WorkerServer:
         self._tracing = tracing
 
     async def start(self) -> Ready:
-        return Ready(grpc=await self._worker.start(), metrics=self._endpoint.address)
+        address = await self._worker.start()
+        self._seen_healthy = time.monotonic()
+        return Ready(grpc=address, metrics=self._endpoint.address)
 
     async def drain(self, timeout_s: float) -> None:
+        self._is_draining = True
         await self._worker.drain(timeout_s)
 
     async def stop(self, timeout_s: float) -> None:
@@ -151,6 +177,25 @@ class _WorkerServer:
     async def check_health(self) -> None:
         if not self._worker.is_healthy:
             raise Unavailable("the engine has stopped, or its steps keep failing")
+        self._seen_healthy = time.monotonic()
+
+    def why_not_healthy(self) -> str | None:
+        """None while the worker has started and its event loop and engine go on: otherwise only a new process helps. From a
+        thread of the endpoint's: a loop that hangs could not answer."""
+        if self._seen_healthy is None:
+            return "the worker is starting"
+        if self._is_draining:  # nobody looks any more, and it ends by its own deadline
+            return None
+        silence_s = time.monotonic() - self._seen_healthy
+        return None if silence_s < STANDSTILL_S else f"not seen healthy for {silence_s:.0f} s"
+
+    def why_not_ready(self) -> str | None:
+        """None when routers may give it work."""
+        if self._is_draining:
+            return "the worker is draining"
+        if (reason := self.why_not_healthy()) is not None:
+            return reason
+        return None if self._worker.has_joined else "the worker has joined no router"
 
 
 def _with_link_tls(config: ServalConfig) -> RouterConfig:

@@ -21,3 +21,12 @@ class LinkConfig(BaseModel):
     reconnect_min_s: float = Field(0.1, gt=0, description="Seconds before the first new try after a stream broke.")
     reconnect_max_s: float = Field(2.0, gt=0, description="Seconds at most between tries; doubled from the minimum, jittered.")
     connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for Welcome before the stream is given up.")
+    resolve_period_s: float = Field(
+        2.0,
+        gt=0,
+        description="Seconds between two look-ups of a name behind which the routers are (dns:name:port). A new router waits that "
+        "long for its workers, on top of what the DNS server remembers.",
+    )
+    resolve_timeout_s: float = Field(
+        5.0, gt=0, description="Seconds for one look-up; then the routers known so far stay. Resolvers try again after 5 s."
+    )

@@ -14,6 +14,7 @@ from protocol.server import GrpcServer
 from telemetry.metrics import Metrics
 from worker.cache_reports import CacheReports
 from worker.router_link import OrderHandler, RouterLink
+from worker.router_links import RouterLinks
 from worker.spec import WorkerSpec
 
 LAG_PROBE_PERIOD_S = 0.25
@@ -35,13 +36,13 @@ class WorkerNode:
         self._role = role
         self._engine = engine
         self._metrics = metrics
-        self._links: list[RouterLink] = []
+        self._links: RouterLinks | None = None
         self._describe_load: Callable[[cluster_pb2.LoadReport], None] = lambda load: None
         self._lag_probe: asyncio.Task[None] | None = None
 
     async def listen(self) -> str:
-        """Serves gRPC on any free port; returns host:port. Add servicers to `server` before."""
-        port = await self.server.start(self.spec.host, 0)
+        """Serves gRPC; returns host:port. Add servicers to `server` before."""
+        port = await self.server.start(self.spec.host, self.spec.port)
         self.peer.address = f"{self.spec.host}:{port}"
         self._lag_probe = asyncio.create_task(self._probe_lag())
         return self.peer.address
@@ -50,23 +51,29 @@ class WorkerNode:
         """From now on routers know this worker, and lose it only with its streams. `describe_load` fills in what the role knows."""
         self._describe_load = describe_load
         reports = CacheReports(self._engine.kv_cache, self.spec.link.cache_report_period_s)
-        self._links = [
-            RouterLink(address, self._hello(), self._load, handler, self.spec.link, reports, self.spec.tls)
-            for address in self.spec.routers
-        ]
-        for link in self._links:
-            link.start()
+
+        def make_link(address: str) -> RouterLink:
+            return RouterLink(address, self._hello(), self._load, handler, self.spec.link, reports, self.spec.tls)
+
+        self._links = RouterLinks(self.spec.routers, make_link, self.spec.link)
+        self._links.start()
+
+    @property
+    def has_joined(self) -> bool:
+        """At least one router knows this worker."""
+        return self._links is not None and self._links.has_joined
 
     async def drain(self) -> None:
         """Tells routers and health checks that no new work is taken. Streams stay."""
         await self.server.drain()
-        for link in self._links:
-            link.say_draining()
+        if self._links is not None:
+            self._links.say_draining()
 
     async def stop(self, grace_s: float) -> None:
         if self._lag_probe is not None:
             self._lag_probe.cancel()
-        await asyncio.gather(*(link.stop() for link in self._links))
+        if self._links is not None:
+            await self._links.stop()
         await self.server.stop(grace_s)
 
     def _hello(self) -> cluster_pb2.Hello:

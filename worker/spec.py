@@ -20,8 +20,9 @@ def silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """`host` is what the gRPC server listens on and what peers dial; `routers` are host:port; `metrics_address` is where this
-    process serves /metrics. With `tls` this process and its peers show each other who they are; without it nobody is asked."""
+    """`host` is what the gRPC server listens on and what peers dial, on `port` (0: any free one). `routers` are host:port, or
+    dns:name:port for every address behind the name. `metrics_address` is where this process serves /metrics. With `tls` this
+    process and its peers show each other who they are; without it nobody is asked."""
 
     name: str
     host: str
@@ -31,6 +32,7 @@ class WorkerSpec:
     engine: EngineConfig
     transfer: TransferConfig
     link: LinkConfig
+    port: int = 0
     metrics_address: str = ""
     tls: TlsIdentity | None = None
     tracing: Tracing = OFF

@@ -5,8 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+from engine.tiny import write_tiny_llama
+from serving import process
 
 SCRIPT = """
 import asyncio, sys, time
@@ -97,3 +101,14 @@ def test_a_stop_that_hangs_is_cut_short() -> None:
     asked = time.monotonic()
     assert process.end()[0] == 1
     assert time.monotonic() - asked < 10
+
+
+def test_a_container_gives_a_file_and_what_is_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "serval.yaml"
+    file.write_text(f"model: {write_tiny_llama(tmp_path / 'tiny')}\nkubernetes: {{namespace: x}}\nengine: {{block_size: 8}}\n")
+    words = ["--role", "decode", "--name", "pod-7", "--config", str(file), "--set", "cluster.host=127.0.0.7"]
+    arguments = process.argument_parser().parse_args([*words, "--router", "dns:routers:8002"])
+    config = process._read_config(arguments)
+    assert (config.cluster.host, config.router.host, config.engine.block_size) == ("127.0.0.7", "127.0.0.7", 8)
+    assert arguments.router == ["dns:routers:8002"]
+    assert arguments.name == "pod-7"
