@@ -100,6 +100,8 @@ def count_parameters(config: ModelConfig) -> Parameters:
         return Parameters(total, experts, always, always, always)
     one_expert_per_layer = experts // config.n_routed_experts
     fewest = max(0, config.moe_topk - config.zero_expert_num)
-    most = min(config.moe_topk, config.n_routed_experts)
-    counts = (round(always + one_expert_per_layer * chosen) for chosen in (fewest, config.mean_real_experts, most))
-    return Parameters(total, experts, *counts, kept_dense=kept_dense)
+    greatest = min(config.moe_topk, config.n_routed_experts)
+    least, mean, most = (
+        round(always + one_expert_per_layer * chosen) for chosen in (fewest, config.mean_real_experts, greatest)
+    )
+    return Parameters(total, experts, least, mean, most, kept_dense)
