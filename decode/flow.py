@@ -26,6 +26,7 @@ from worker.wire import OUTCOME_OF, logprobs_to_proto
 
 logger = logging.getLogger(__name__)
 
+_OVER = (Outcome.CANCELLED, Outcome.DEADLINE)
 _OUR_BUG = "internal error at the decode worker"
 
 
@@ -37,8 +38,9 @@ class Flow:
         self._parts = parts
         self._sequence = request.sequence
         self._remote: RemotePrefill | None = None
-        self._settling: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[float] | None = None
         self._reservation = Reservation(request, parts)
+        self._late_end: tuple[Outcome, str] | None = None
         self._in_engine = False
         self._computes_here: tuple[int, float] | None = None
         """Prompt tokens that the engine has to compute for it, and since when; None once they brought a token."""
@@ -242,9 +244,12 @@ class Flow:
     # ---- the end
 
     def _end(self, outcome: Outcome, message: str = "") -> None:
-        """Tells the router, unless it was told already."""
+        """Tells the router, unless it was told already. Where the request is over for the router in any case, and it is not known
+        yet what its prompt took of the prefill worker, `clean_up` tells it, with that."""
         request = self.request
-        if not request.lifecycle.has_ended:
+        if outcome in _OVER and self._settling is None and self._remote is not None and self._remote.owes_busy_time:
+            self._late_end = self._late_end or (outcome, message)
+        elif not request.lifecycle.has_ended:
             request.lifecycle.advance(Event.END)
             request.link.send([request.output([], [], request.ended(outcome, message))])
 
@@ -264,8 +269,11 @@ class Flow:
             self._parts.engine.release(self._sequence)
         self._parts.line.advance()
         if self._settling is not None:
-            await self._settling
+            busy_s = await self._settling
             self._parts.line.advance()
+            if self._late_end is not None:
+                self.request.timings.prefill_busy_s = busy_s
+                self._end(*self._late_end)
 
     def _settle(self) -> None:
         """Stops copying at once, and ends the lease in the background."""

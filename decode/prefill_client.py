@@ -76,16 +76,16 @@ class PrefillPeer:
         finally:
             call.cancel()
 
-    async def abort(self, lease_id: LeaseId, timeout_s: float) -> bool:
-        """True when the worker confirmed that nothing is written under the lease any more."""
+    async def abort(self, lease_id: LeaseId, timeout_s: float) -> cluster_pb2.AbortResponse:
+        """Quiesced when the worker confirmed that nothing is written under the lease any more."""
         request = cluster_pb2.AbortRequest(lease_id=lease_id, decode_incarnation=self.own_incarnation)
         try:
-            return bool((await self._stub.get().Abort(request, timeout=timeout_s)).quiesced)
+            return await self._stub.get().Abort(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             logger.info("no confirmation from %s that lease %d is over: %s", self.peer.name, lease_id, error.details())
         except grpc.aio.UsageError:  # the channel is closed
             logger.info("no confirmation from %s that lease %d is over: it is gone", self.peer.name, lease_id)
-        return False
+        return cluster_pb2.AbortResponse()
 
     async def close(self) -> None:
         """Calls to a process that is gone end by themselves, with their own error; the grace is for that."""

@@ -72,7 +72,7 @@ class Quarantine:
                 one.asking = asyncio.create_task(self._ask(one), name=f"ask-again-{one.lease.lease_id}")
 
     async def _ask(self, one: _Unconfirmed) -> None:
-        if await one.peer.abort(one.lease.lease_id, self._config.abort_timeout_s):
+        if (await one.peer.abort(one.lease.lease_id, self._config.abort_timeout_s)).quiesced:
             self._receiver.release(one.lease, quiesced=True)
         one.pause_s = min(2 * one.pause_s, self._config.quarantine_ask_most_s)
         one.ask_at = time.monotonic() + one.pause_s

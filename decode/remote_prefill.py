@@ -65,20 +65,29 @@ class RemotePrefill:
         if not self._lease.done.done():
             self._receiver.cancel(self._lease)
 
-    async def settle(self) -> None:
-        """Ends the lease: the slot becomes free, or is quarantined when the peer cannot confirm. Bounded by the abort timeout."""
+    @property
+    def owes_busy_time(self) -> bool:
+        """What it cost comes with the first token, and that has not come."""
+        return not self._first.done()
+
+    async def settle(self) -> float:
+        """Ends the lease: the slot becomes free, or is quarantined when the peer cannot confirm. Bounded by the abort timeout.
+        Returns the seconds that the peer's engine spent on the prompt, as far as they are known."""
+        busy_s = 0.0
         if self._is_complete:
             # Everything was written, so Sent is on its way; asking for an abort would only add a call.
             await _first_of(self._config.abort_timeout_s, self._sent, self._failed)
         quiesced = self._sent.done() and self._sent.result().quiesced
         if not quiesced and self._reader is not None:
-            quiesced = await self._peer.abort(self._lease.lease_id, self._config.abort_timeout_s)
+            answer = await self._peer.abort(self._lease.lease_id, self._config.abort_timeout_s)
+            quiesced, busy_s = answer.quiesced, answer.busy_s
         if self._reader is not None:
             self._reader.cancel()
         if quiesced or self._reader is None:
             self._receiver.release(self._lease, quiesced=True)
         else:
             self._quarantine.add(self._lease, self._peer)
+        return max(busy_s, self._first.result().busy_s) if self._first.done() else busy_s
 
     @property
     def _is_complete(self) -> bool:

@@ -32,6 +32,8 @@ class Job:
     refused: ServalError | None = None
     is_aborted: bool = False
     """The decode worker no longer wants it: where the engine has not got it yet, it must not."""
+    is_submitted: bool = False
+    """The engine has it, so `computed` will be set."""
 
     @property
     def decode_incarnation(self) -> Incarnation:

@@ -110,17 +110,20 @@ class Jobs:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def abort(self, request: cluster_pb2.AbortRequest) -> bool:
-        """True once nothing can be written under the lease any more."""
-        answer = self._sender.abort(Incarnation(request.decode_incarnation), LeaseId(request.lease_id))
-        for job in self._by_key.values():
-            if (job.decode_incarnation, job.lease_id) == (request.decode_incarnation, request.lease_id):
-                job.is_aborted = True
-                self._abort_compute(job)
-        try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(answer)), self._config.abort_timeout_s)
-        except TimeoutError:
-            return False
+    async def abort(self, request: cluster_pb2.AbortRequest) -> cluster_pb2.AbortResponse:
+        """Quiesced once nothing can be written under the lease any more. The engine is waited for too, within the same time: only
+        at the end of a step is it known what the prompt took of it."""
+        answer = asyncio.wrap_future(self._sender.abort(Incarnation(request.decode_incarnation), LeaseId(request.lease_id)))
+        lease = (request.decode_incarnation, request.lease_id)
+        jobs = [job for job in self._by_key.values() if (job.decode_incarnation, job.lease_id) == lease]
+        for job in jobs:
+            job.is_aborted = True
+            self._abort_compute(job)
+        computed = [job.computed for job in jobs if job.is_submitted]
+        await asyncio.wait([answer, *computed], timeout=self._config.abort_timeout_s)
+        return cluster_pb2.AbortResponse(
+            quiesced=answer.done() and answer.result(), busy_s=sum(job.sequence.busy_s for job in jobs)
+        )
 
     # ---- the engine thread's calls
 
@@ -197,6 +200,7 @@ class Jobs:
             await asyncio.to_thread(self._engine.prepare, job.sequence)
         if job.is_aborted:
             raise TransferAborted("the decode worker ended the lease")
+        job.is_submitted = True
         self._engine_loop.submit(job.sequence)
 
     def _forget(self, job: Job) -> None:

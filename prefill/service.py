@@ -48,7 +48,7 @@ class PrefillService(cluster_pb2_grpc.PrefillServiceServicer):
     async def Abort(  # noqa: N802
         self, request: cluster_pb2.AbortRequest, context: Any
     ) -> cluster_pb2.AbortResponse:
-        return cluster_pb2.AbortResponse(quiesced=await self._jobs.abort(request))
+        return await self._jobs.abort(request)
 
 
 async def _abort(context: Any, error: ServalError) -> None:

@@ -101,6 +101,10 @@ class TestRouter(cluster_pb2_grpc.RouterLinkServicer):
         self._orders.put_nowait(cluster_pb2.FromRouter(submit=submit))
         return told
 
+    def cancel(self, told: Told) -> None:
+        number = next(number for number, each in self.told.items() if each is told)
+        self._orders.put_nowait(cluster_pb2.FromRouter(cancel=cluster_pb2.Cancel(request=number)))
+
     async def _read(self, messages: Any) -> None:
         async for message in messages:
             for output in message.step.outputs:

@@ -17,6 +17,7 @@ from pair_support import WAIT_S, Pair, running_pair
 from transformers import AutoModelForCausalLM
 
 from decode.flow import Flow
+from engine.batch import Batch
 from engine.sequence import Sequence, SequenceUpdate
 from engine.tiny import write_tiny_llama
 from protocol import cluster_pb2
@@ -99,7 +100,7 @@ async def test_a_lease_that_ends_while_a_grammar_compiles_is_not_written_under(
     await asyncio.wait_for(compiling.wait(), 10)
     (job,) = jobs._by_key.values()
     abort = cluster_pb2.AbortRequest(lease_id=job.lease_id, decode_incarnation=job.decode_incarnation)
-    assert await jobs.abort(abort), "nothing was written, and from now on nothing can be"
+    assert (await jobs.abort(abort)).quiesced, "nothing was written, and from now on nothing can be"
     go_on.set()
     ended = await told.until_ended()
     assert (ended.outcome, ended.timings.prefilled_locally, len(told.tokens)) == ("stop", True, 5)
@@ -203,3 +204,27 @@ async def test_a_bug_in_one_request_s_results_ends_that_one_alone(pair: Pair, mo
     assert requests is not None
     await asyncio.wait_for(requests._idle.wait(), WAIT_S)
     assert len(requests) == 0
+
+
+async def test_what_a_cancelled_prompt_took_of_prefill_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = {"max_batch_tokens": 64, "max_sequences": 8}
+    async with running_pair(folder, engine=chunks, decode={"local_prefill_max_tokens": 0}) as pair:
+        jobs = pair.prefill._jobs
+        assert jobs is not None
+        engine = jobs._engine
+        on_layer, loop, computing, go_on = jobs.on_layer, asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+        def slow(layer: int, batch: Batch) -> None:
+            on_layer(layer, batch)
+            if batch.spans[0].start > 0 and not go_on.is_set():  # one chunk of the prompt has been computed
+                loop.call_soon_threadsafe(computing.set)
+                assert go_on.wait(WAIT_S)
+
+        monkeypatch.setattr(engine, "on_layer", slow)
+        told = pair.router.submit(random_prompt(200), params_of())
+        await asyncio.wait_for(computing.wait(), WAIT_S)
+        pair.router.cancel(told)
+        go_on.set()
+        ended = await told.until_ended()
+        assert (ended.outcome, told.tokens) == ("cancelled", [])
+        assert ended.timings.prefill_busy_s > 0

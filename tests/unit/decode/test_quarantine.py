@@ -9,6 +9,7 @@ import pytest
 from decode.config import DecodeConfig
 from decode.quarantine import Quarantine
 from kvtransfer.landing import SlotState
+from protocol import cluster_pb2
 from protocol.ids import LeaseId
 
 CONFIG = DecodeConfig(quarantine_check_s=0.01, quarantine_ask_most_s=0.02)
@@ -33,9 +34,9 @@ class Peer:
     incarnation: int = 7
     asked: int = 0
 
-    async def abort(self, lease_id: LeaseId, timeout_s: float) -> bool:
+    async def abort(self, lease_id: LeaseId, timeout_s: float) -> cluster_pb2.AbortResponse:
         self.asked += 1
-        return self.answers.pop(0) if self.answers else False
+        return cluster_pb2.AbortResponse(quiesced=self.answers.pop(0) if self.answers else False)
 
 
 class Receiver:
@@ -111,9 +112,9 @@ async def test_a_dead_peer_is_not_asked_for_ever(case: Case) -> None:
 
 async def test_a_silent_peer_holds_up_nobody(case: Case) -> None:
     class Silent(Peer):
-        async def abort(self, lease_id: LeaseId, timeout_s: float) -> bool:
+        async def abort(self, lease_id: LeaseId, timeout_s: float) -> cluster_pb2.AbortResponse:
             await asyncio.Event().wait()
-            return False
+            raise AssertionError("nothing sets it")
 
     silent, lease = case.set_apart(Silent([])), case.set_apart(Peer([True]))
     async with asyncio.timeout(5):
