@@ -87,11 +87,12 @@ class CallTrace:
             span_names.USAGE_CACHED_TOKENS: figures.cached_tokens,
             span_names.RESPONSE_FINISH_REASONS: [str(outcome) for outcome in outcomes],
             span_names.RESPONSE_TIME_TO_FIRST_CHUNK: figures.ttft_s,
-            span_names.COST_USD: figures.cost_usd,
             span_names.RETRIES: sum(request.retries for request in answers.requests),
             span_names.DECODE_WORKERS: sorted({each.decode.name for each in answers.requests if each.decode is not None}),
             span_names.PREFILL_WORKERS: sorted({each.prefill.name for each in answers.requests if each.prefill is not None}),
         }
+        if not any(request.owes_figures for request in answers.requests):  # or the workers have not said yet what it cost
+            attributes[span_names.COST_USD] = figures.cost_usd
         self._span.end((failures or outcomes)[0], attributes)
 
 

@@ -388,6 +388,27 @@ async def test_a_cancelled_answer_s_cost_is_counted_when_its_worker_says_it() ->
     assert world.metrics.value("serval_cost_dollars_total", pool="decode", reason="failed") == pytest.approx(0.001)
 
 
+@pytest.mark.parametrize("outcome", [Outcome.CANCELLED, Outcome.DEADLINE])
+async def test_what_was_done_for_an_answer_nobody_waits_for_is_billed_to_its_tenant_once(outcome: Outcome) -> None:
+    price = {"gpu_hour_usd": 3600.0}
+    world = World(cost={"prefill": price, "decode": price}, tenants={"acme": TenantLimits()})
+    world.join("prefill", "p")
+    world.join("decode", "d")
+    request = world.accept("acme")
+    task = world.task_of(request)
+    world.say(task, 1, None)
+    world.dispatcher.abandon(request, outcome)
+    assert request.owes_figures and request.figures.cost_usd == 0
+    for _ in range(2):
+        world.say(task, 0, str(outcome), prefill_busy_s=2.0, decode_busy_s=0.5)
+    billed = {
+        pool: world.metrics.value("serval_cost_dollars_total", pool=pool, reason="failed", tenant="acme")
+        for pool in ("prefill", "decode")
+    }
+    assert billed == {"prefill": pytest.approx(2.0), "decode": pytest.approx(0.5)}
+    assert not request.owes_figures and request.figures.cost_usd == pytest.approx(2.5)
+
+
 async def test_without_busy_times_a_cost_is_unknown_and_stays_zero() -> None:
     world, _ = world_of()
     request = world.accept()
