@@ -80,7 +80,8 @@ class PrefillPeer:
         """Quiesced when the worker confirmed that nothing is written under the lease any more."""
         request = cluster_pb2.AbortRequest(lease_id=lease_id, decode_incarnation=self.own_incarnation)
         try:
-            return await self._stub.get().Abort(request, timeout=timeout_s)
+            answer: cluster_pb2.AbortResponse = await self._stub.get().Abort(request, timeout=timeout_s)
+            return answer
         except grpc.aio.AioRpcError as error:
             logger.info("no confirmation from %s that lease %d is over: %s", self.peer.name, lease_id, error.details())
         except grpc.aio.UsageError:  # the channel is closed

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
+from typing import Any
 
 from engine.batch import Batch
 from engine.engine import Engine
@@ -119,8 +120,8 @@ class Jobs:
         for job in jobs:
             job.is_aborted = True
             self._abort_compute(job)
-        computed = [job.computed for job in jobs if job.is_submitted]
-        await asyncio.wait([answer, *computed], timeout=self._config.abort_timeout_s)
+        awaited: list[asyncio.Future[Any]] = [answer, *(job.computed for job in jobs if job.is_submitted)]
+        await asyncio.wait(awaited, timeout=self._config.abort_timeout_s)
         return cluster_pb2.AbortResponse(
             quiesced=answer.done() and answer.result(), busy_s=sum(job.sequence.busy_s for job in jobs)
         )
