@@ -75,18 +75,20 @@ class PayOff:
             self._wait = self._left = FIRST_WAIT
 
 
-def best_counts(offers: Sequence[tuple[float, int]], fixed_s: float, per_token_s: float) -> list[int]:
+def best_counts(offers: Sequence[tuple[float, int]], others: int, fixed_s: float, per_token_s: float) -> list[int]:
     """How many guesses of each sequence to compute so that the step makes the most tokens per second.
 
-    offers: per sequence, how likely each of its guesses holds where those before it do, and how many there are. A step of n tokens
-    takes fixed_s + n · per_token_s. Dinkelbach, On nonlinear fractional programming, 1967: what is better than the best rate found
-    so far is taken, which gives a better rate, until none does.
+    offers: per sequence that has guesses, how likely each holds where those before it do, and how many there are. others: sequences
+    in the step that have none. A step of n tokens takes fixed_s + n · per_token_s.
+
+    Dinkelbach, On nonlinear fractional programming, 1967: whatever is better than the best rate found so far is taken, which gives
+    a better rate, until nothing is.
     """
     counts = [0] * len(offers)
     rate = 0.0
     while True:
-        expected = sum(_expected(odds, count) for (odds, _), count in zip(offers, counts, strict=True))
-        time_s = fixed_s + per_token_s * (len(offers) + sum(counts))
+        expected = others + sum(_expected(odds, count) for (odds, _), count in zip(offers, counts, strict=True))
+        time_s = fixed_s + per_token_s * (others + len(offers) + sum(counts))
         if time_s <= 0:
             return [available for _, available in offers]  # nothing was measured yet
         if expected / time_s <= rate:

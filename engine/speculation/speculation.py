@@ -58,17 +58,17 @@ class Speculation:
 
     def choose(self, sequences: SequenceOf[Sequence]) -> None:
         """Keeps those guesses of a step's decodes that pay."""
-        if not any(sequence.drafts for sequence in sequences):
+        guessing = [sequence for sequence in sequences if sequence.drafts]
+        if not guessing:
             return
-        pay_offs = [self._pay_off(sequence) for sequence in sequences]
-        offers = [(pay_off.odds, len(sequence.drafts)) for pay_off, sequence in zip(pay_offs, sequences, strict=True)]
-        counts = best_counts(offers, *self._recent.decode_cost)
-        for sequence, pay_off, worth in zip(sequences, pay_offs, counts, strict=True):
-            if sequence.drafts:
-                was_on = pay_off.is_on
-                del sequence.drafts[pay_off.settle(worth) :]
-                if was_on and not pay_off.is_on:
-                    self._metrics.speculation_switched_off.of(drafter=self._drafter.name).inc()
+        pay_offs = [self._pay_off(sequence) for sequence in guessing]
+        offers = [(pay_off.odds, len(sequence.drafts)) for pay_off, sequence in zip(pay_offs, guessing, strict=True)]
+        counts = best_counts(offers, len(sequences) - len(guessing), *self._recent.decode_cost)
+        for sequence, pay_off, worth in zip(guessing, pay_offs, counts, strict=True):
+            was_on = pay_off.is_on
+            del sequence.drafts[pay_off.settle(worth) :]
+            if was_on and not pay_off.is_on:
+                self._metrics.speculation_switched_off.of(drafter=self._drafter.name).inc()
 
     def take(self, answered: Answered, *, goes_on: bool) -> None:
         """Counts what became of a sequence's guesses, and sets the next ones; those of an answer that ends here are for whoever
@@ -115,6 +115,8 @@ class Speculation:
 
     def _useful(self, sequence: Sequence, guesses: SequenceOf[int]) -> list[int]:
         """Those before the first that cannot be accepted, or would end the answer: the draw in its place will tell."""
+        if not guesses:
+            return []
         params = sequence.params
         ends = params.stop_token_ids if params.ignore_eos else {*params.stop_token_ids, *self._eos_token_ids}
         count = next((index for index, token in enumerate(guesses) if token in ends), len(guesses))

@@ -8,9 +8,9 @@ import pytest
 from engine.speculation.pay_off import FIRST_WAIT, LONGEST_WAIT, Odds, PayOff, best_counts
 
 
-def rate(offers: list[tuple[float, int]], counts: tuple[int, ...], fixed_s: float, per_token_s: float) -> float:
-    tokens = sum(odds**power for (odds, _), count in zip(offers, counts, strict=True) for power in range(count + 1))
-    return tokens / (fixed_s + per_token_s * (len(offers) + sum(counts)))
+def rate(offers: list[tuple[float, int]], others: int, counts: tuple[int, ...], fixed_s: float, per_token_s: float) -> float:
+    tokens = others + sum(odds**power for (odds, _), count in zip(offers, counts, strict=True) for power in range(count + 1))
+    return tokens / (fixed_s + per_token_s * (others + len(offers) + sum(counts)))
 
 
 def test_the_best_counts_are_those_of_the_best_rate() -> None:
@@ -18,10 +18,11 @@ def test_the_best_counts_are_those_of_the_best_rate() -> None:
     for _ in range(300):
         offers = [(drawn.choice([0.02, 0.3, 0.6, 0.8, 0.97, 1.0]), drawn.randint(0, 3)) for _ in range(drawn.randint(1, 4))]
         fixed_s, per_token_s = drawn.choice([0.1, 1.0, 10.0]), drawn.choice([0.1, 0.5, 3.0])
-        counts = best_counts(offers, fixed_s, per_token_s)
+        others = drawn.randint(0, 4)
+        counts = best_counts(offers, others, fixed_s, per_token_s)
         every = itertools.product(*(range(available + 1) for _, available in offers))
-        best = max(rate(offers, one, fixed_s, per_token_s) for one in every)
-        assert rate(offers, tuple(counts), fixed_s, per_token_s) == pytest.approx(best)
+        best = max(rate(offers, others, one, fixed_s, per_token_s) for one in every)
+        assert rate(offers, others, tuple(counts), fixed_s, per_token_s) == pytest.approx(best)
         seen.add(sum(counts) / max(1, sum(available for _, available in offers)))
     assert min(seen) == 0.0
     assert max(seen) == 1.0
@@ -29,17 +30,18 @@ def test_the_best_counts_are_those_of_the_best_rate() -> None:
 
 
 def test_what_costs_nothing_is_all_taken_and_what_costs_its_share_is_not() -> None:
-    assert best_counts([(0.1, 8), (0.9, 3)], 0.02, 0.0) == [8, 3]
-    assert best_counts([(0.1, 8), (0.9, 3)], 0.0, 0.0) == [8, 3], "nothing was measured yet"
-    assert best_counts([(0.9, 8), (0.6, 8)], 0.0, 0.01) == [0, 0], "a pass of two tokens takes twice as long"
-    assert best_counts([], 1.0, 1.0) == []
+    assert best_counts([(0.1, 8), (0.9, 3)], 0, 0.02, 0.0) == [8, 3]
+    assert best_counts([(0.1, 8), (0.9, 3)], 0, 0.0, 0.0) == [8, 3], "nothing was measured yet"
+    assert best_counts([(0.9, 8), (0.6, 8)], 0, 0.0, 0.01) == [0, 0], "a pass of two tokens takes twice as long"
+    assert best_counts([], 3, 1.0, 1.0) == []
 
 
 def test_wide_batches_compute_fewer_guesses_each() -> None:
-    widths = {width: best_counts([(0.8, 8)] * width, 0.01, 0.001)[0] for width in (1, 4, 16, 64, 256)}
+    widths = {width: best_counts([(0.8, 8)] * width, 0, 0.01, 0.001)[0] for width in (1, 4, 16, 64, 256)}
     assert list(widths.values()) == sorted(widths.values(), reverse=True)
     assert widths[1] >= 5
     assert widths[256] == 0
+    assert best_counts([(0.8, 8)], 255, 0.01, 0.001) == [0], "one that guesses among many that do not"
 
 
 def test_odds_follow_what_became_of_the_last_guesses() -> None:
