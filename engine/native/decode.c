@@ -21,7 +21,7 @@
 typedef uint16_t bf16;
 
 enum { STORE, ADD };
-enum { TILE = 16, PANEL = 32, TILE_VALUES = 512, PREFETCH_BYTES = 8192 };
+enum { TILE = 16, PANEL = 32, TILE_VALUES = 512, PREFETCH_BYTES = 8192, AHEAD = 4 * TILE /* tokens */ };
 
 /* The tile registers: sums, left operands (activations), right operands (weights). Names must be literals to the compiler. */
 #define SUM0 0
@@ -338,21 +338,32 @@ static void finish_row(const Model *model, const Attention *scratch, int64_t row
     }
 }
 
+/* Where the KV of a sequence's 16 tokens from `token` on begins. */
+static const bf16 *entries_at(const Batch *batch, int64_t sequence, int64_t token, const bf16 *pool, int64_t entry) {
+    int64_t block = batch->blocks[sequence * batch->blocks_width + token / batch->block_size];
+    return pool + (block * batch->block_size + token % batch->block_size) * entry;
+}
+
 /* One sequence's attention over its blocks, each read once and whole for all its rows. `qkv` are the first row's, rotated and
  * followed by the next row's `stride` values later; `to` [rows, heads, head_dim]. The rows' own KV is in the pool already. */
 static void attend(const Model *model, const Batch *batch, const Attention *scratch, const bf16 *pool, int64_t sequence,
                    const float *qkv, int64_t stride, bf16 *to) {
-    const int32_t *blocks = batch->blocks + sequence * batch->blocks_width;
-    int64_t head_dim = model->head_dim, kv_heads = model->kv_heads, per_part = rows_per_part(model);
+    int64_t head_dim = model->head_dim, kv_heads = model->kv_heads, entry = 2 * kv_heads * head_dim;
+    int64_t per_part = rows_per_part(model), share = TILE * entry / kv_heads;
     int64_t rows = batch->rows[sequence + 1] - batch->rows[sequence], context = batch->positions[batch->rows[sequence]] + 1;
+    int64_t end = context + rows - 1;
     for (int64_t row = 0; row < rows; row++) begin_row(model, scratch, row, qkv + row * stride);
-    for (int64_t token = 0; token < context + rows - 1; token += TILE) {
-        int64_t slot = (int64_t)blocks[token / batch->block_size] * batch->block_size + token % batch->block_size;
-        const bf16 *keys = pool + slot * 2 * kv_heads * head_dim;
-        for (int64_t row = 0; row < rows; row += per_part) {
-            Part part = {rows - row < per_part ? rows - row : per_part, context + row, model->heads / kv_heads};
-            for (int64_t head = 0; head < kv_heads && token < part.context + part.rows - 1; head++)
-                attend_tile(model, scratch, row / per_part * kv_heads + head, &part, token, keys + head * head_dim);
+    for (int64_t token = 0; token < end; token += TILE) {
+        const bf16 *keys = entries_at(batch, sequence, token, pool, entry);
+        const bf16 *ahead = entries_at(batch, sequence, token + AHEAD < end ? token + AHEAD : token, pool, entry);
+        for (int64_t head = 0; head < kv_heads; head++) {
+            /* Blocks lie anywhere, and a head's keys are far apart: the CPU's own prefetcher makes nothing of them. */
+            for (int64_t at = 0; at < share; at += 32) _mm_prefetch((const char *)(ahead + head * share + at), _MM_HINT_T1);
+            for (int64_t row = 0; row < rows; row += per_part) {
+                Part part = {rows - row < per_part ? rows - row : per_part, context + row, model->heads / kv_heads};
+                if (token < part.context + part.rows - 1)
+                    attend_tile(model, scratch, row / per_part * kv_heads + head, &part, token, keys + head * head_dim);
+            }
         }
     }
     for (int64_t row = 0; row < rows; row++) finish_row(model, scratch, row, to + row * model->heads * head_dim);
@@ -432,6 +443,10 @@ static void mix_tokens(const Model *model, const Layer *layer, const Batch *batc
 
 void serval_decode(const Model *model, const Batch *batch) {
     Workspace space = lay_out(model, batch->count, batch->workspace);
+    /* Numbers near 0 count as 0, read or written (FTZ and DAZ): what is hardly attended to weighs so little, and each operation on
+     * such a number costs more than a hundred others. */
+    unsigned control = _mm_getcsr();
+    _mm_setcsr(control | 0x8040);
     configure_tiles();
     begin(model, batch, &space);
     for (int64_t index = 0; index < model->num_layers; index++) {
@@ -448,4 +463,5 @@ void serval_decode(const Model *model, const Batch *batch) {
     norm_rows(model, model->norm, space.residual, batch->count, space.narrow);
     multiply(&model->head, space.narrow, batch->count, batch->logits, STORE);
     _tile_release();
+    _mm_setcsr(control);
 }
