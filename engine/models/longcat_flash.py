@@ -77,6 +77,8 @@ class LongcatModel:
         if self._ngrams is not None:
             x = self._ngrams(x, batch)
         cores = _AttentionCores(batch, pool, attention, on_layer, self._rope)
+        if self.draft_head is not None:
+            self.draft_head.plan(batch, attention, cores.plan)
         for index, layer in enumerate(self._layers):
             x = cores.run(2 * index, layer.attentions[0], layer.input_norms[0](x)).add_(x)
             branched = layer.post_attention_norms[0](x)
@@ -102,7 +104,7 @@ class _AttentionCores:
         self._on_layer = on_layer
         self._rope = rope
         self._turn = rope.at(batch.positions)
-        self._plan = attention.plan(batch)
+        self.plan = attention.plan(batch)
 
     def run(self, kv_layer: int, attention: Mla, x: torch.Tensor) -> torch.Tensor:
         """What attention gives back to the residual stream; its KV is in the pool, and told of, before its core computes."""
@@ -111,4 +113,4 @@ class _AttentionCores:
         if self._on_layer is not None:
             self._on_layer(kv_layer, self._batch)
         query = attention.queries(down, self._rope, *self._turn)
-        return attention.output(self._attention.attend(kv_layer, query, self._plan))
+        return attention.output(self._attention.attend(kv_layer, query, self.plan))

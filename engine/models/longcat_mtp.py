@@ -5,6 +5,8 @@ latent attention, one dense MLP and a norm; the model's own lm_head makes logits
 checkpoint. Its attention has one KV layer, entry i at position i.
 """
 
+from typing import Any
+
 import torch
 from torch.nn.functional import embedding
 
@@ -32,6 +34,15 @@ class MtpHead:
         self._lm_head = lm_head
         self._rope = rope
         self._kv_layer = kv_layer
+        self._planned: tuple[Batch, Any] | None = None
+
+    def plan(self, batch: Batch, attention: AttentionBackend, model_plan: Any) -> None:
+        """What the host does for `draft`; called when the forward pass of `batch` begins, so that nothing waits between the two.
+        `model_plan`: that pass's attention."""
+        if not batch.sampled or len(batch.sampled) == batch.num_tokens:
+            self._planned = batch, model_plan
+        else:
+            self._planned = batch, attention.plan(_sampled_tails(batch))
 
     def draft(
         self,
@@ -43,7 +54,8 @@ class MtpHead:
         attention: AttentionBackend,
         on_layer: OnLayer | None = None,
     ) -> torch.Tensor | None:
-        layer = self._layer
+        assert self._planned is not None and self._planned[0] is batch, "a draft follows the forward pass of its batch"
+        layer, plan = self._layer, self._planned[1]
         tokens = layer.token_norm(embedding(next_token_ids, layer.embedding))
         x = layer.joint(torch.cat((tokens, layer.hidden_norm(self._model_norm(hidden))), dim=-1))
         down = layer.attention.down(layer.input_norm(x))
@@ -53,20 +65,17 @@ class MtpHead:
             on_layer(self._kv_layer, batch)
         if not batch.sampled:
             return None
-        tails = _sampled_tails(batch)
-        if tails is not batch:
+        if len(batch.sampled) < batch.num_tokens:
             rows = batch.sampled_rows
             x, down, turn = x[rows], down[rows], (turn[0][rows], turn[1][rows])
         query = layer.attention.queries(down, self._rope, *turn)
-        attended = attention.attend(self._kv_layer, query, attention.plan(tails))
+        attended = attention.attend(self._kv_layer, query, plan)
         x = layer.attention.output(attended[chosen]).add_(x[chosen])
         x = layer.mlp(layer.post_attention_norm(x)).add_(x)
         return self._lm_head(layer.norm(x))
 
 
 def _sampled_tails(batch: Batch) -> Batch:
-    """The rows of `batch` that are sampled, from each sequence's last known token on; `batch` itself where those are all."""
-    if len(batch.sampled) == batch.num_tokens:
-        return batch
+    """The rows of `batch` that are sampled: from each sequence's last known token on."""
     tails = [Span(span.sequence, span.known_end - 1, span.end, span.drafts) for span in batch.sampled_spans]
     return Batch(tails, batch.block_size, batch.device)

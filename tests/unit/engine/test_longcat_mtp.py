@@ -20,7 +20,7 @@ from tests.unit.engine.longcat_support import random_config, random_model, write
 from tests.unit.engine.mtp_reference import ReferenceHead, random_head
 
 TOLERANCE = 1e-4
-CONFIGS = 16
+CONFIGS = 12
 LENGTH = 45
 BLOCK = 8
 SHORTEST_EXPANDED = 12

@@ -9,15 +9,20 @@ import torch
 from engine.batch import Batch, Span
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.kv_pool import KVPool
+from engine.models.blueprint import Blueprint
+from engine.models.registry import build_model, read_model_config
 from engine.scheduler import Schedule
 from engine.sequence import Sequence, SequenceUpdate
+from engine.speculation.mtp import MtpDrafter
+from engine.speculation.verify import Verification
 from engine.tiny_longcat import write_tiny_longcat
 from protocol.errors import ConfigError
 from protocol.sampling import SamplingParams
 from telemetry.metrics import Metrics
 from tests.agreeing_longcat import write_agreeing_longcat
 from tests.unit.engine.conftest import EngineUnderTest, greedy
-from tests.unit.engine.speculation_support import Costless
+from tests.unit.engine.speculation_support import Costs
 
 BLOCK_BYTES = 16 * 40 * 4 * 5
 """Of one KV block over all layers, the head's too."""
@@ -55,7 +60,7 @@ class Drafting(EngineUnderTest):
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         super().__init__(engine, metrics)
         if engine._speculation is not None:
-            engine._speculation._recent = Costless()
+            engine._speculation._recent = Costs((0.0, 0.0))
         self.guessed = self.held = 0
         self._schedule, engine._scheduler.schedule = engine._scheduler.schedule, self._counted  # type: ignore[method-assign]
 
@@ -218,6 +223,30 @@ def test_a_draft_is_dropped_where_the_prompt_did_not_arrive(agreeing: Path) -> N
     while not here.engine.is_idle:
         here.step()
     assert sequence.output == expected
+
+
+@torch.inference_mode()
+def test_nothing_is_looked_at_from_the_forward_pass_to_the_guess(stubborn: Path) -> None:
+    """On tensors that have a shape and no values: the host gives the device all its work before anything is known."""
+    meta = torch.device("meta")
+    shape = read_model_config(stubborn).with_draft_head()
+    assert shape is not None
+    model = build_model(shape, Blueprint(), EngineConfig(), dtype=torch.bfloat16, device=meta, max_model_len=64)
+    sizes = {"num_layers": shape.num_kv_layers, "num_blocks": 8, "block_size": 16, "entry_width": shape.entry_width}
+    pool = KVPool(**sizes, dtype=torch.bfloat16, device=meta)
+    attention = model.attention_over(pool)
+    assert model.draft_head is not None
+    drafter = MtpDrafter(model.draft_head, pool, attention)
+    sequences = [Sequence(str(index), [1] * 30, SamplingParams(), blocks=[2 * index, 2 * index + 1]) for index in range(4)]
+    decodes, chunk, prompt_end = sequences[:2], sequences[2], sequences[3]
+    spans = [*(Span(sequence, 29, 31, (5,)) for sequence in decodes), Span(chunk, 4, 9), Span(prompt_end, 16, 30)]
+    batch = Batch(spans, 16, meta, shifted=True)
+    verification, hidden = Verification(batch), list[torch.Tensor]()
+    logits = model.forward(batch, pool, attention, None, hidden.append)
+    assert logits is not None
+    guesses = drafter.launch(batch, hidden[0], verification.verify(logits.argmax(dim=-1)), None)
+    assert guesses is not None and guesses.is_meta
+    assert guesses.shape == (3, 1)
 
 
 def test_mtp_without_a_head_is_refused(tiny_folder: Path) -> None:
