@@ -1,0 +1,69 @@
+"""The planner's own reader of config.json counts what the engine would load."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from engine.models.blueprint import count_parameters
+from engine.models.registry import read_model_config
+from engine.tiny import write_tiny_llama
+from engine.tiny_longcat import write_tiny_longcat
+from planner.known_models import KNOWN_MODELS
+from planner.model_files import find_model
+from protocol.errors import ConfigError
+
+
+@pytest.mark.parametrize("write", [write_tiny_llama, write_tiny_longcat])
+def test_tiny_checkpoints_count_as_in_the_engine(tmp_path: Path, write: object) -> None:
+    folder = tmp_path / "model"
+    write(folder, seed=1)  # type: ignore[operator]
+    _agree(folder, rel=0.01)
+
+
+def test_longcat_flash_counts_as_in_the_engine(tmp_path: Path) -> None:
+    raw = dict(KNOWN_MODELS["longcat-flash"]) | {"bos_token_id": 1, "eos_token_id": 2, "rope_theta": 1e7}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    _agree(tmp_path, rel=1e-4)
+
+
+def _agree(folder: Path, rel: float) -> None:
+    config, shape = read_model_config(folder), find_model(str(folder))
+    counted = count_parameters(config)
+    assert shape.total_parameters == pytest.approx(counted.total, rel=rel)
+    assert shape.expert_parameters == counted.experts
+    assert shape.activated_parameters == pytest.approx(counted.activated_mean, rel=rel)
+    assert shape.kv_values_per_token * 2 == config.kv_bytes_per_token(2)
+    assert shape.kv_layers == config.num_kv_layers
+
+
+@pytest.mark.parametrize(("name", "billions"), [("deepseek-v3", 671.0), ("qwen3-235b-a22b", 235.1)])
+def test_known_models_are_as_large_as_they_are_called(name: str, billions: float) -> None:
+    assert find_model(name).total_parameters == pytest.approx(billions * 1e9, rel=1e-3)
+
+
+def test_weights_per_gpu() -> None:
+    longcat = find_model("longcat-flash")
+    assert longcat.weight_bytes_per_gpu(1, 2, 2) == pytest.approx(1.1213e12, rel=1e-3)
+    common = (longcat.total_parameters - longcat.expert_parameters) * 2
+    assert longcat.weight_bytes_per_gpu(512, 2, 2) == common + longcat.expert_parameters * 2 / 512
+    assert asdict(longcat.attention)["latent"] == 512  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "does not exist"),
+        ("[]", "JSON object"),
+        ("{", "cannot be read"),
+        ('{"architectures": ["GPT2LMHeadModel"]}', "GPT2LMHeadModel"),
+        ('{"architectures": ["LlamaForCausalLM"], "hidden_size": -1}', "hidden_size"),
+    ],
+)
+def test_bad_models_are_named(tmp_path: Path, content: str | None, named: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=named) as told:
+        find_model(str(tmp_path))
+    assert str(told.value).startswith("model: ")
