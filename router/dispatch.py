@@ -19,6 +19,7 @@ from router.attempts import Attempts
 from router.caller import ANONYMOUS, Caller
 from router.config import RouterConfig
 from router.model import ModelInfo
+from router.open_requests import OpenRequests
 from router.request import End, GenerateSpec, Request, Timeline
 from router.tenants import Tenant, Tenants
 from router.text import AnswerText
@@ -46,10 +47,7 @@ class Dispatcher:
         self.turns = Turns()
         """The line of all who write to clients."""
         self._line = WaitingLine(config, accounting, self._attempts, self._end)
-        self._open: set[Request] = set()
-        self._streaming = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._open = OpenRequests(accounting)
         self.is_draining = False
         self._attempts.on_room = self._line.note_room
         members.on_joined = self._line.on_worker_joined
@@ -61,7 +59,7 @@ class Dispatcher:
 
     async def wait_idle(self) -> None:
         """Returns when no request is open."""
-        await self._idle.wait()
+        await self._open.wait_empty()
 
     # ---- what fronts ask for
 
@@ -101,19 +99,16 @@ class Dispatcher:
         text = AnswerText(self._tokenizer, spec.stop, spec.sampling.min_tokens, spec.shown_tokens)
         request = Request(request_id, spec, text, Timeline(arrived=now, deadline=now + limit_s), charge, caller)
         request.trace = trace
-        request.end_tokens = self._end_tokens(spec)
+        request.end_tokens = spec.end_tokens(self._model.eos_token_ids)
         request.sibling_of = sibling_of
         self._open.add(request)
-        self._idle.clear()
         timer = asyncio.get_running_loop().call_at(request.timeline.deadline, self._on_deadline, request)
         request.timers.append(timer)
-        self._advance(request, Event.ADMITTED)
-        if sibling_of is not None and not _has_prompt_at_decode(sibling_of):
+        if sibling_of is not None and not sibling_of.has_prompt_at_decode:
             sibling_of.siblings.append(request)
         else:
             self._line.enter(request)
         self._line.pump()
-        self._show_counts()
         return request
 
     def abandon(self, request: Request, outcome: Outcome = Outcome.CANCELLED) -> None:
@@ -123,7 +118,7 @@ class Dispatcher:
 
     def end_all(self, message: str) -> None:
         """Ends every open request as unavailable: the router stops."""
-        for request in list(self._open):
+        for request in self._open:
             self._end(request, End(Outcome.UNAVAILABLE, message))
         self._line.pump()
 
@@ -135,7 +130,7 @@ class Dispatcher:
         """Who has to leave the line so that one more of this tenant can be accepted; None: nobody. Raises Overloaded."""
         if len(self._open) >= self._config.max_open_requests:
             raise self._overloaded(f"{len(self._open)} requests are open (max_open_requests); a retry can help")
-        if len(self._open) - self._streaming < self._config.max_waiting:
+        if self._open.waiting < self._config.max_waiting:
             return None
         displaced = self._line.displaced_by(tenant.share)
         if displaced is None:
@@ -186,8 +181,7 @@ class Dispatcher:
     def _add_tokens(self, request: Request, output: cluster_pb2.RequestOutput, token_ids: list[int], now: float) -> bool:
         """True when a stop string is complete; tokens after it are dropped."""
         if request.lifecycle.state is not State.STREAMING:
-            self._advance(request, Event.TOKENS)
-            self._show_counts()
+            self._open.advance(request, Event.TOKENS)
             self._attempts.leave_prefill(request)
             request.prompt_logprobs = request.prompt_logprobs or output.prompt_logprobs
         self._accounting.tokens(request, len(token_ids), now)
@@ -198,13 +192,9 @@ class Dispatcher:
             for token_id, token_logprobs in itertools.zip_longest(token_ids, logprobs):
                 if request.add(token_id, token_logprobs):
                     return True
-        if request.siblings and _has_prompt_at_decode(request):
+        if request.siblings and request.has_prompt_at_decode:
             self._release_siblings(request)
         return False
-
-    def _end_tokens(self, spec: GenerateSpec) -> frozenset[int]:
-        own = frozenset(spec.sampling.stop_token_ids)
-        return own if spec.sampling.ignore_eos else own | self._model.eos_token_ids
 
     def _on_ended(self, request: Request, ended: cluster_pb2.Ended, stopped: bool) -> None:
         self._attempts.leave(request)
@@ -260,8 +250,7 @@ class Dispatcher:
         """From the tokens that the client has already. Draws are keyed by (seed, position), and the worker is told which tokens
         are answer, so the answer is the one it would have been."""
         request.retries += 1
-        self._advance(request, Event.WORKER_LOST)
-        self._show_counts()
+        self._open.advance(request, Event.WORKER_LOST)
         if len(request.output) >= request.spec.sampling.max_tokens:  # only the word that it ended was lost
             self._end(request, End(Outcome.LENGTH))
         else:
@@ -275,10 +264,9 @@ class Dispatcher:
         """The only way out; whatever comes later for this request finds it gone."""
         if request.lifecycle.has_ended:
             return
-        self._advance(request, Event.END)
+        self._open.advance(request, Event.END)
         self._attempts.cancel(request, Spent.SERVED if end.outcome.is_success else Spent.FAILED)
         self._line.leave(request)
-        self._open.discard(request)
         for timer in request.timers:
             timer.cancel()
         if end.outcome.is_success:
@@ -289,9 +277,6 @@ class Dispatcher:
         self._accounting.ended(request, end)
         request.finish(end)
         self._release_siblings(request)
-        self._show_counts()
-        if not self._open:
-            self._idle.set()
 
     def _with_rest(self, request: Request, end: End) -> End:
         """The end, once the answer's last text is out. Whatever that meets must not keep the client from hearing of the end."""
@@ -306,22 +291,6 @@ class Dispatcher:
         for request in siblings:
             if not request.lifecycle.has_ended:
                 self._line.enter(request)
-
-    def _advance(self, request: Request, event: Event) -> None:
-        """How many stream follows from their states, whatever goes wrong before or after."""
-        lifecycle = request.lifecycle
-        was_streaming = lifecycle.state is State.STREAMING
-        lifecycle.advance(event)
-        self._streaming += (lifecycle.state is State.STREAMING) - was_streaming
-
-    def _show_counts(self) -> None:
-        self._accounting.counts(running=self._streaming, waiting=len(self._open) - self._streaming)
-
-
-def _has_prompt_at_decode(request: Request) -> bool:
-    """Its decode worker has shown that the prompt's KV is there: the first token may come from prefill, the second cannot. Or
-    there is nothing to wait for any more."""
-    return len(request.output) > 1 or request.end is not None
 
 
 def _outcome_of(ended: cluster_pb2.Ended) -> Outcome:

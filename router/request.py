@@ -38,6 +38,11 @@ class GenerateSpec:
     session: str = ""
     shown_tokens: Mapping[int, str] = field(default_factory=dict)
 
+    def end_tokens(self, eos_token_ids: frozenset[int]) -> frozenset[int]:
+        """Tokens that end the answer. `eos_token_ids`: the model's."""
+        own = frozenset(self.sampling.stop_token_ids)
+        return own if self.sampling.ignore_eos else own | eos_token_ids
+
 
 @dataclass
 class Timeline:
@@ -156,6 +161,12 @@ class Request:
     @property
     def total_tokens(self) -> int:
         return len(self.spec.prompt) + self.spec.sampling.max_tokens
+
+    @property
+    def has_prompt_at_decode(self) -> bool:
+        """Its decode worker has shown that the prompt's KV is there: the first token may come from prefill, the second cannot. Or
+        there is nothing to wait for any more."""
+        return len(self.output) > 1 or self.end is not None
 
     def add_all(self, token_ids: list[int]) -> None:
         """Takes the answer's next tokens, where it is not `is_read_by_token`: their text is found out when it is taken."""
