@@ -14,7 +14,7 @@ from engine.engine import Engine
 from engine.tiny_longcat import write_tiny_longcat
 from protocol.errors import ConfigError
 from telemetry.metrics import Metrics
-from tests.unit.engine.conftest import EngineUnderTest
+from tests.unit.engine.conftest import EngineUnderTest, greedy, random_prompt
 
 UNEVEN_BLOCK = (32, 40)
 """Divides none of the tiny model's matrices evenly both ways."""
@@ -107,6 +107,29 @@ def test_the_same_answer_with_matrices_kept_in_8_bits(
     assert set(widened) == kept
     assert widened.count((96, 64)) >= 4 * widened.count((16, 96, 96)), "the other layer's experts were left as they were"
     assert answer == engine(plain).answer(prompt, max_tokens=20)
+
+
+@pytest.mark.parametrize("fp8_weights", ["auto", "keep"])
+@pytest.mark.parametrize("pair", [EVEN_BLOCK], ids=["even"], indirect=True)
+def test_the_head_guesses_as_the_numbers_it_stands_for(
+    pair: tuple[Path, Path], fp8_weights: Literal["auto", "keep"], tmp_path: Path
+) -> None:
+    def guesses(folder: Path) -> list[int]:
+        """After each of some prompts. No answer hangs on them, so only they tell."""
+        under_test, guessed = engine(folder, fp8_weights).engine, []
+        for seed in range(12):
+            sequence = greedy("one", random_prompt(40, seed), max_tokens=1)
+            under_test.submit(sequence)
+            under_test.step()
+            guessed += sequence.drafts
+            under_test.release(sequence)
+        return guessed
+
+    eight_bit, plain = pair
+    expected = guesses(plain)
+    assert len(expected) == 12
+    assert guesses(eight_bit) == expected
+    assert guesses(write_tiny_longcat(tmp_path / "unrounded")) != expected, "rounding must matter, else this shows nothing"
 
 
 def test_a_scale_that_lacks_is_named(pair: tuple[Path, Path]) -> None:
