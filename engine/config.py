@@ -57,6 +57,14 @@ class EngineConfig(BaseModel):
         description="auto: compute decode steps in C where engine/native can: bfloat16, one CPU thread with AMX, a C compiler, at "
         "most 4 GiB of weights, of which it keeps a second copy. About half the time per token. off: torch alone.",
     )
+    steps_in_flight: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="Decode steps launched before the results of the first of them are read. 1: none ahead. 2: while one computes, "
+        "the next waits for it on the device, and what the host does between them costs nothing; answers that end meanwhile are "
+        "computed one step too far, which is cut. Without effect where guesses make the next step's length unknown (speculation).",
+    )
     max_model_len: int | None = Field(
         default=None, ge=2, description="Longest prompt plus answer, in tokens. None: what the model was trained for."
     )

@@ -1,4 +1,4 @@
-"""The engine: a step is schedule, run, publish. One thread steps; any thread submits, aborts and releases."""
+"""The engine: a step is schedule, launch, publish. One thread steps; any thread submits, aborts and releases."""
 
 import logging
 import threading
@@ -9,24 +9,25 @@ from pathlib import Path
 import torch
 
 from engine.answered import Answered, take_tokens
-from engine.batch import Span
 from engine.config import EngineConfig
 from engine.ending import Ending, ending_of
 from engine.forward_pass import ForwardPass
 from engine.grammar import Grammars
+from engine.in_flight import InFlight, Step
 from engine.kv_cache import KVCache
 from engine.kv_pool import KVPool
+from engine.launch_thread import LaunchThread
+from engine.loading import load_model
 from engine.models.base import Model, OnLayer
-from engine.models.checkpoint import Checkpoint, Progress
+from engine.models.checkpoint import Progress
 from engine.models.config import ModelConfig
-from engine.models.registry import build_model, choose_draft_head, read_model_config
-from engine.placement import choose_device, choose_dtype, choose_max_model_len, count_blocks
 from engine.recent_steps import RecentSteps
 from engine.sampler import Sampler
 from engine.scheduler import Schedule, Scheduler
 from engine.sequence import Sequence, SequenceUpdate
 from engine.speculation.choice import make_speculation
 from engine.step_metrics import StepMetrics
+from engine.steps_ahead import StepsAhead
 from protocol.errors import InvalidRequest, ServalError
 from telemetry.metrics import Metrics
 
@@ -63,13 +64,14 @@ class Engine:
         self.kv_cache = KVCache(pool.num_blocks, pool.block_size, prefix_cache=config.prefix_cache, metrics=metrics)
         self.wakeup = threading.Event()
         self.steps = 0
-        """Forward passes so far."""
+        """Forward passes whose results are known."""
         self.recent = RecentSteps()
         self._grammars = grammars
         self._attention = model.attention_over(pool)
         self._speculation = make_speculation(config, model, pool, self._attention, max_model_len, self.recent, metrics)
         sampler = Sampler(model.config.eos_token_ids, model.config.vocab_size, grammars)
-        self._forward_pass = ForwardPass(model, pool, self._attention, sampler, self._speculation)
+        thread = LaunchThread(config.threads) if self._may_go_ahead and model.device.type == "cpu" else None
+        self._forward_pass = ForwardPass(model, pool, self._attention, sampler, self._speculation, thread)
         self._scheduler = Scheduler(
             self.kv_cache,
             max_batch_tokens=config.max_batch_tokens,
@@ -78,10 +80,13 @@ class Engine:
         )
         self._metrics = StepMetrics(metrics, self.kv_cache, model.expert_tally)
         self._inbox: deque[Sequence | str] = deque()
-        self._release_lock = threading.Lock()
         self._endings: list[Ending] = []
-        self._stepped: list[Span] = []
-        """What is being computed, until its results are published."""
+        self._ahead = StepsAhead(self._scheduler, self.kv_cache, max_model_len)
+        self._in_flight = InFlight()
+        self._launching: list[Sequence] = []
+        """Whom a step is launched for, until it is in flight."""
+        self._read_s = 0.0
+        """When the last step was read."""
 
     @classmethod
     def load(
@@ -96,23 +101,8 @@ class Engine:
         """Reads the model from a Hugging Face folder and takes the KV pool. Raises ConfigError, one line, when it cannot."""
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        shape = read_model_config(folder)
-        device = choose_device(config)
-        dtype = choose_dtype(config, shape, device)
-        with torch.inference_mode(), Checkpoint(folder, progress) as checkpoint:
-            shape = choose_draft_head(shape, checkpoint, config)
-            num_blocks = count_blocks(config, shape, dtype)
-            max_model_len = choose_max_model_len(config, shape, num_blocks)
-            model = build_model(shape, checkpoint, config, dtype=dtype, device=device, max_model_len=max_model_len)
-        # Outside inference mode: other threads write to it in place without knowing of that mode.
-        pool = KVPool(
-            num_layers=shape.num_kv_layers,
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            entry_width=shape.entry_width,
-            dtype=dtype,
-            device=device,
-        )
+        model, pool, max_model_len = load_model(folder, config, progress)
+        shape = model.config
         grammars = Grammars(folder / "tokenizer.json", shape.vocab_size, shape.eos_token_ids, metrics, threads=config.threads)
         grammars.prepare()
         return cls(model, pool, config, grammars, metrics, max_model_len=max_model_len, on_layer=on_layer)
@@ -133,7 +123,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """No sequence runs or waits. Sequences that ended may still hold blocks until they are released."""
-        return not self._inbox and not self._scheduler.running and not self._scheduler.waiting
+        return not (self._inbox or self._scheduler.running or self._scheduler.waiting or self._in_flight)
 
     # ---- from any thread
 
@@ -166,10 +156,10 @@ class Engine:
 
     def release(self, sequence: Sequence) -> None:
         """Gives back an ended sequence's blocks, into the prefix cache where they are full. Once per submitted sequence."""
-        with self._release_lock:
-            if sequence.released:
-                raise AssertionError(f"{sequence.request_id} released twice")
-            sequence.released = True
+        if not self._in_flight.keeps_blocks_of(sequence):
+            self._give_back(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
         self.kv_cache.commit(sequence.tokens, sequence.blocks, sequence.num_computed)
         self.kv_cache.release(sequence.give_up_blocks())
         self.wakeup.set()
@@ -182,66 +172,86 @@ class Engine:
             torch.set_num_threads(self.config.threads)
 
     def step(self) -> list[SequenceUpdate]:
-        """One forward pass over what can be computed now; what it did to each sequence. Empty when there is nothing to do."""
+        """The results of one forward pass: what it did to each sequence. Empty when there is nothing to do.
+
+        Steps after it may have been launched before it is read, see EngineConfig.steps_in_flight.
+        """
         started_s = time.monotonic()
         with torch.inference_mode():
-            schedule = self._schedule()
-            updates = self._publish(schedule, self._run(schedule, started_s))
-        step_s = time.monotonic() - started_s
-        self._metrics.observe(schedule, started_s, step_s, self.num_running, self.num_waiting)
-        self.recent.observe(schedule, step_s)
+            schedule = self._launch(started_s)
+            published: list[SequenceUpdate] = []
+            if self._in_flight:
+                step = self._in_flight.oldest
+                schedule, started_s = step.schedule, max(step.started_s, self._read_s)
+                published = self._publish(step)
+            updates = [*self._publish_endings(), *published]  # last: a step that fails takes no ending with it
+        self._read_s = time.monotonic()
+        self._metrics.observe(schedule, started_s, self._read_s - started_s, self.num_running, self.num_waiting)
+        self.recent.observe(schedule, self._read_s - started_s)
         return updates
 
     def fail(self, error: Exception) -> list[SequenceUpdate]:
-        """After `step` raised: ends the sequences of that step, or all where it had not got so far. The others go on."""
-        concerned = self._everyone()
-        if self._stepped:
-            stepped = {span.sequence for span in self._stepped}
-            concerned = [sequence for sequence in concerned if sequence in stepped]
-        self._stepped = []
+        """After `step` raised: ends the sequences of the steps in flight, or all where there is none. The others go on."""
+        stepped, released = self._in_flight.abandon()
+        for sequence in released:
+            self._give_back(sequence)
+        concerned, self._launching = {*stepped, *self._launching}, []
         failure = _failure(error)
-        for sequence in concerned:
-            self._scheduler.remove(sequence)
-            self._endings.append(Ending(sequence, "error", failure))
+        for sequence in self._everyone():
+            if sequence in concerned or not concerned:
+                self._scheduler.remove(sequence)
+                self._endings.append(Ending(sequence, "error", failure))
         return self._publish_endings()
 
-    def _schedule(self) -> Schedule:
+    def _launch(self, now_s: float) -> Schedule:
+        """Launches steps until so many are in flight, or the next one cannot be decided. Returns what was decided last."""
         if self.config.check_integrity:
             self.kv_cache.check_integrity()
         self._read_inbox()
-        schedule = self._scheduler.schedule()
-        self._endings += schedule.endings
-        return schedule
+        while True:
+            newest = self._in_flight.newest.launched if self._in_flight else None
+            schedule = self._scheduler.schedule() if newest is None else self._ahead.schedule(newest.batch)
+            self._endings += schedule.endings
+            if not schedule.spans:
+                return schedule
+            self._launching = [span.sequence for span in schedule.spans]
+            for sequence in self._launching:
+                sequence.started_s = sequence.started_s or now_s
+            launched = self._forward_pass.launch(schedule.spans, self.on_layer, newest)
+            self._in_flight.add(Step(schedule, launched, now_s))
+            self._launching = []
+            if not self._may_go_ahead or len(self._in_flight) >= self.config.steps_in_flight:
+                return schedule
 
-    def _run(self, schedule: Schedule, now_s: float) -> list[Answered]:
-        if not schedule.spans:
-            return []
-        for span in schedule.spans:
-            if span.sequence.started_s is None:
-                span.sequence.started_s = now_s
-        self._stepped = schedule.spans
-        launched = self._forward_pass.launch(schedule.spans, self.on_layer)
+    @property
+    def _may_go_ahead(self) -> bool:
+        """With guesses only a step's results tell how long the sequences are; and who sends layers away sends them in order. A
+        model that embeds a token by those before it must know them."""
+        looks_back = self._speculation is not None or self.model.config.history > 0
+        return self.config.steps_in_flight > 1 and not looks_back and self.on_layer is None
+
+    def _publish(self, step: Step) -> list[SequenceUpdate]:
+        """Reads the oldest step. Whatever goes wrong with one sequence ends that one alone."""
+        answers = {answered.span.sequence: answered for answered in step.launched.read()}
+        for sequence in self._in_flight.pop():
+            self._give_back(sequence)
         self.steps += 1
-        return launched.read()
-
-    def _publish(self, schedule: Schedule, answers: list[Answered]) -> list[SequenceUpdate]:
-        """Whatever goes wrong with one sequence ends that one alone."""
-        updates = self._publish_endings()
+        updates: list[SequenceUpdate] = []
         now_s = time.monotonic()
-        by_sequence = {answered.span.sequence: answered for answered in answers}
-        for span in schedule.spans:
-            sequence, answered = span.sequence, by_sequence.get(span.sequence)
+        running = set(self._scheduler.running)
+        for span in step.schedule.spans:
+            sequence = span.sequence
+            if sequence not in running:  # ended since this was launched: nobody is shown what was drawn for it after its end
+                continue
             try:
                 self._mark_computed(sequence, span.known_end)
-                if answered is not None:
-                    if sequence.first_token_s is None:
-                        sequence.first_token_s = now_s
+                if (answered := answers.get(sequence)) is not None:
+                    sequence.first_token_s = sequence.first_token_s or now_s
                     updates.append(self._take(answered))
             except Exception as error:
                 logger.exception("the result of a step could not be taken")
                 self._scheduler.remove(sequence)
                 updates.append(SequenceUpdate(sequence.request_id, sequence, finish="error", error=_failure(error)))
-        self._stepped = []
         return updates
 
     def _take(self, answered: Answered) -> SequenceUpdate:

@@ -3,39 +3,69 @@
 What the host has to contribute is made and brought to the device first, what it wants to know is read last, together.
 """
 
-from dataclasses import dataclass
+from concurrent.futures import Future
 
 import torch
 
-from engine.answered import Answered
 from engine.attention.base import AttentionBackend
 from engine.batch import Batch, Span
 from engine.kv_pool import KVPool
+from engine.launch_thread import LaunchThread
+from engine.launched import Computed, Launched
 from engine.models.base import Model, OnHidden, OnLayer
 from engine.prompt_logprobs import score_prompts
-from engine.sampler import Drawn, Sampler
+from engine.sampler import Sampler, SamplingPlan
 from engine.speculation.speculation import Speculation
-from engine.speculation.verify import Verification, Verified
+from engine.speculation.verify import Verification
 
 
 class ForwardPass:
-    """Runs batches of one model over one pool."""
+    """Runs batches of one model over one pool, one after another."""
 
     def __init__(
-        self, model: Model, pool: KVPool, attention: AttentionBackend, sampler: Sampler, speculation: Speculation | None
+        self,
+        model: Model,
+        pool: KVPool,
+        attention: AttentionBackend,
+        sampler: Sampler,
+        speculation: Speculation | None,
+        thread: LaunchThread | None = None,
     ) -> None:
+        """`thread`: computes, for a device that does nothing while nobody waits for it. None: the calling thread does."""
         self._model = model
         self._pool = pool
         self._attention = attention
         self._sampler = sampler
         self._speculation = speculation
+        self._thread = thread
         self._drafts_from_hidden = speculation is not None and speculation.needs_hidden
 
-    def launch(self, spans: list[Span], on_layer: OnLayer | None) -> "Launched":
-        """Computes the spans' KV into the pool and draws tokens. On a GPU it returns before any of that has happened."""
+    def launch(self, spans: list[Span], on_layer: OnLayer | None, after: Launched | None = None) -> Launched:
+        """Computes the spans' KV into the pool and draws tokens. On a GPU, or with a thread, it returns before any of that has
+        happened; what goes wrong then is raised by `Launched.read`.
+
+        `after`: the pass launched last, where the spans' tokens are those that it draws, read or not.
+        """
         batch = Batch(spans, self._pool.block_size, self._model.device, shifted=self._drafts_from_hidden)
         plan = self._sampler.plan(batch.sampled, batch.device)
         verification = Verification(batch)
+        rows = None if after is None else after.rows_of(spans)
+
+        def compute() -> Computed | None:
+            if after is not None and rows is not None:
+                batch.token_ids = after.last_tokens()[rows]
+            return self._compute(batch, plan, verification, on_layer)
+
+        if self._thread is not None and on_layer is None:
+            return Launched(batch, self._thread.launch(compute))
+        computed: Future[Computed | None] = Future()
+        computed.set_result(compute())
+        return Launched(batch, computed)
+
+    def _compute(
+        self, batch: Batch, plan: SamplingPlan, verification: Verification, on_layer: OnLayer | None
+    ) -> Computed | None:
+        """None where nothing is drawn."""
         hidden: list[torch.Tensor] = []
         logits = self._model.forward(batch, self._pool, self._attention, on_layer, self._on_hidden(batch, hidden))
         drawn = verified = guesses = None
@@ -44,7 +74,7 @@ class ForwardPass:
             verified = verification.verify(drawn.tokens)
         if self._speculation is not None:
             guesses = self._speculation.launch(batch, hidden[0] if hidden else None, verified, on_layer)
-        return Launched(batch, drawn, verified, guesses)
+        return None if drawn is None or verified is None else Computed(drawn, verified, guesses)
 
     def _on_hidden(self, batch: Batch, hidden: list[torch.Tensor]) -> OnHidden | None:
         """Where nobody wants the hidden states the model is told so: it may compute in a way that has none."""
@@ -58,35 +88,3 @@ class ForwardPass:
                 score_prompts(self._model, batch, states)
 
         return take
-
-
-@dataclass(frozen=True)
-class Launched:
-    """A forward pass whose results are on the device yet."""
-
-    batch: Batch
-    drawn: Drawn | None
-    verified: Verified | None
-    guesses: torch.Tensor | None
-
-    def read(self) -> list[Answered]:
-        """Waits for the device. One per span of `batch.sampled_spans`."""
-        if self.drawn is None or self.verified is None:
-            return []
-        spans = self.batch.sampled_spans
-        parts = [self.verified.tokens, self.verified.accepted]
-        if self.guesses is not None:
-            parts.append(self.guesses.flatten())
-        numbers: list[int] = torch.cat(parts).tolist()
-        count = len(self.batch.sampled)
-        tokens, accepted, guesses = numbers[:count], numbers[count : count + len(spans)], numbers[count + len(spans) :]
-        each = len(guesses) // len(spans)
-        logprobs = self.drawn.read_logprobs()
-        answered, first = [], 0
-        for index, (span, holds) in enumerate(zip(spans, accepted, strict=True)):
-            rows = range(first, first + holds + 1)
-            shown = [logprobs[row] for row in rows if row in logprobs]
-            launched = guesses[index * each : (index + 1) * each]
-            answered.append(Answered(span, tokens[rows.start : rows.stop], shown, launched))
-            first += 1 + len(span.drafts)
-        return answered

@@ -63,6 +63,11 @@ class Scheduler:
     def find(self, request_id: str) -> Sequence | None:
         return next((s for s in (*self.running, *self.waiting) if s.request_id == request_id), None)
 
+    @property
+    def could_admit(self) -> bool:
+        """Whether somebody waits for whom there is a place, blocks apart."""
+        return bool(self.waiting) and len(self.running) < self._max_sequences
+
     def schedule(self) -> Schedule:
         step = _Step(self._max_batch_tokens)
         for decodes in (True, False):

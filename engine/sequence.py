@@ -42,6 +42,8 @@ class Sequence:
     looked_up: bool = field(default=False, init=False)
     """Whether the prefix cache was asked for it, so that repeated look-ups are counted once."""
     released: bool = field(default=False, init=False)
+    in_flight: int = field(default=0, init=False)
+    """Steps that were launched for it and whose results are not read yet: they may still write to its blocks."""
     matcher: Matcher | None = field(default=None, init=False)
     """Where the answer stands in `params.grammar`; made by Engine.prepare."""
     drafts: list[int] = field(default_factory=list, init=False)
