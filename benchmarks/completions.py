@@ -19,18 +19,21 @@ DONE = b"[DONE]"
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """Greedy, of a fixed length."""
+    """Of a fixed length; greedy unless it has a temperature."""
 
     model: str
     prompt: Prompt
     max_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
 
     def body(self) -> dict[str, Any]:
         return {
             "model": self.model,
             "prompt": self.prompt,
             "max_tokens": self.max_tokens,
-            "temperature": 0,
+            "temperature": self.temperature,
+            "seed": self.seed,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
