@@ -36,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def pair(folder: Path) -> AsyncIterator[Pair]:
-    async with running_pair(folder, decode={"local_prefill_max_tokens": 0}) as running:
+    """Both guess: tokens that a grammar forces, and what n-grams find."""
+    async with running_pair(folder, engine={"speculation": "ngram"}, decode={"local_prefill_max_tokens": 0}) as running:
         yield running
 
 
@@ -66,6 +67,7 @@ async def test_documents_keep_to_their_schemas_from_the_first_token_on(pair: Pai
         Draft202012Validator(schema).validate(json.loads(bytes(told.tokens)))
     for metrics in (pair.prefill_metrics, pair.decode_metrics):
         assert metrics.value("serval_grammar_requests_total") == len(schemas)
+    assert pair.decode_metrics.value("serval_spec_decode_num_accepted_tokens_total") > 0
 
 
 async def test_a_grammar_that_the_first_token_fulfils_ends_the_answer(pair: Pair) -> None:
