@@ -7,10 +7,10 @@ from prometheus_client import Histogram
 
 from protocol import cluster_pb2
 from protocol.errors import ServalError
-from router.caller import ANONYMOUS, Caller
-from router.placement import Placement
+from router.placement.placer import Placement
 from router.request import End, Request
-from router.tenants import LimitReached
+from router.tenants.caller import ANONYMOUS, Caller
+from router.tenants.tenant import LimitReached
 from telemetry.cost import CostConfig
 from telemetry.metrics import Metrics
 from telemetry.one_writer import Count

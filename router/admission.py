@@ -10,10 +10,10 @@ from protocol.sampling import SamplingParams
 from router.calls import Call
 from router.config import RouterConfig
 from router.model import ModelInfo
-from router.openai_requests import ChatRequest, CompletionRequest, SamplingFields
+from router.openai.requests import ChatRequest, CompletionRequest, SamplingFields
 from router.request import GenerateSpec
 from router.structured_output import grammar_of
-from router.tokenizer import TextTokenizer
+from router.text.tokenizer import TextTokenizer
 from router.tool_calls.plan import NO_TOOLS, ToolCalling, ToolPlan
 from router.workers import Membership
 

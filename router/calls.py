@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from protocol.ids import RequestId
 from protocol.outcomes import Outcome
 from router.answers import Answers
-from router.caller import Caller
 from router.dispatch import Dispatcher
 from router.request import GenerateSpec, Request
+from router.tenants.caller import Caller
 from router.tool_calls.plan import NO_TOOLS, ToolPlan
 from telemetry.tracing import NO_CONTEXT, TraceContext
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.tls import PeerTlsFiles, TlsFiles
-from router.tenants import TenantLimits
+from router.tenants.tenant import TenantLimits
 from router.tool_calls.formats import ParserName
 from telemetry.cost import CostConfig
 

@@ -15,15 +15,15 @@ from protocol.ids import RequestId
 from protocol.lifecycle import Event, State
 from protocol.outcomes import Outcome
 from router.accounting import Accounting, Spent
-from router.attempts import Attempts
-from router.caller import ANONYMOUS, Caller
 from router.config import RouterConfig
 from router.model import ModelInfo
 from router.open_requests import OpenRequests
+from router.placement.attempts import Attempts
 from router.request import End, GenerateSpec, Request, Timeline
-from router.tenants import Tenant, Tenants
-from router.text import AnswerText
-from router.tokenizer import TextTokenizer
+from router.tenants.caller import ANONYMOUS, Caller
+from router.tenants.tenant import Tenant, Tenants
+from router.text.answer_text import AnswerText
+from router.text.tokenizer import TextTokenizer
 from router.turns import Turns
 from router.waiting_line import GONE, WaitingLine
 from router.workers import Membership, Worker

@@ -10,14 +10,14 @@ from protocol.ids import RequestId
 from protocol.lifecycle import Lifecycle, Role
 from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
-from router.caller import ANONYMOUS, Caller
-from router.tenants import Charge
-from router.text import AnswerText
+from router.tenants.caller import ANONYMOUS, Caller
+from router.tenants.tenant import Charge
+from router.text.answer_text import AnswerText
 from router.turns import News
 from telemetry.tracing import NO_CONTEXT
 
 if TYPE_CHECKING:
-    from router.placement import Placement
+    from router.placement.placer import Placement
     from router.workers import Worker
 
 

@@ -15,18 +15,18 @@ from router.accounting import Accounting
 from router.admission import Admission
 from router.config import RouterConfig
 from router.dispatch import Dispatcher
-from router.grpc_api import ServalService
-from router.http_api import OpenAiFront
-from router.http_app import Fronts, build_app, with_shortcuts
-from router.http_door import Door
-from router.http_server import HttpServer
-from router.keys import ApiKeys
+from router.grpc.service import ServalService
+from router.http.app import Fronts, build_app, with_shortcuts
+from router.http.door import Door
+from router.http.server import HttpServer
+from router.http.status import Status
 from router.link import RouterLinkService
 from router.model import ModelInfo
-from router.responses_api import ResponsesFront
-from router.status import Status
-from router.tokenizer import TextTokenizer
-from router.tokens_api import TokensFront
+from router.openai.front import OpenAiFront
+from router.openai.tokens import TokensFront
+from router.responses.front import ResponsesFront
+from router.tenants.keys import ApiKeys
+from router.text.tokenizer import TextTokenizer
 from router.workers import Membership
 from telemetry.metrics import Metrics
 from telemetry.tracing import OFF, Tracing

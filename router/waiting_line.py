@@ -13,8 +13,8 @@ from typing import Protocol
 from protocol.outcomes import Outcome
 from router.accounting import Accounting
 from router.config import RouterConfig
-from router.fair_queue import FairQueue, Share
 from router.request import End, Request
+from router.tenants.fair_queue import FairQueue, Share
 from router.workers import Worker
 from telemetry.recent import RecentRate
 

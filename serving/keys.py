@@ -5,8 +5,8 @@ from pathlib import Path
 import yaml
 
 from protocol.errors import ConfigError
-from router.keys import KeyEntry, KeysFile, hash_of, new_key
-from router.tenants import TenantLimits
+from router.tenants.keys import KeyEntry, KeysFile, hash_of, new_key
+from router.tenants.tenant import TenantLimits
 from serving.certificates import write_private
 
 

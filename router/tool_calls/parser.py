@@ -8,7 +8,7 @@ Whitespace around calls belongs to them.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from router.partial_match import possible_beginning
+from router.text.partial_match import possible_beginning
 from router.tool_calls.delta import ToolCallDelta, new_call_id
 from router.tool_calls.formats import ToolFormat
 from router.tool_calls.json_call import JsonCall

@@ -6,7 +6,7 @@ from typing import Any
 
 from protocol.errors import InvalidRequest
 from router.structured_output import Structure, checked, grammar_of
-from router.tokenizer import TextTokenizer
+from router.text.tokenizer import TextTokenizer
 from router.tool_calls.formats import ParserName, ToolFormat
 from router.tool_calls.grammar import grammar_for
 from router.tool_calls.parser import ToolCallParser

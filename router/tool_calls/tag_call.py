@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from router.partial_match import possible_beginning
+from router.text.partial_match import possible_beginning
 from router.tool_calls.json_value import JsonValue
 from router.tool_calls.reader import NAMESPACE, CallReader
 from router.tool_calls.tools import Tool

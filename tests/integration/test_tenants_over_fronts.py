@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 
 from protocol import serval_pb2, serval_pb2_grpc
-from router.keys import hash_of
+from router.tenants.keys import hash_of
 from tests.integration.router_support import MODEL, WAIT_S, Cluster, FakeWorker, cluster, positional_answer, write_model_folder
 
 KEYS = {tenant: f"sk-serval-{tenant}" for tenant in ("greedy", "modest")}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.tiny_longcat import CHAT_TEMPLATE, CONFIG, EOS_TOKEN_ID, TOKENIZER, write_tiny_longcat
-from router.chat_template import ChatTemplate
+from router.text.chat_template import ChatTemplate
 from router.tool_calls.formats import LONGCAT
 from router.tool_calls.tools import Tool
 from telemetry.metrics import Metrics

@@ -8,12 +8,12 @@ from protocol import cluster_pb2
 from protocol.ids import RequestId, draw_incarnation
 from protocol.sampling import SamplingParams
 from router.accounting import Accounting
-from router.caller import Caller
 from router.config import RouterConfig
 from router.dispatch import Dispatcher
 from router.model import ModelInfo
 from router.request import GenerateSpec, Request
-from router.tokenizer import TextTokenizer
+from router.tenants.caller import Caller
+from router.text.tokenizer import TextTokenizer
 from router.workers import Membership, Worker
 from telemetry.metrics import Metrics
 from tests.integration.router_support import byte_level_tokenizer

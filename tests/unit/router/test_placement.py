@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from protocol import cluster_pb2
-from router.placement import Placement, Placer, Reason
-from router.policies import Ask, LeastLoaded, Policy, PrefixAware, RoundRobin
-from router.prefix_index import PrefixIndex
+from router.placement.placer import Placement, Placer, Reason
+from router.placement.policies import Ask, LeastLoaded, Policy, PrefixAware, RoundRobin
+from router.placement.prefix_index import PrefixIndex
 from router.workers import DECODE, PREFILL, Worker
 
 BLOCK = 16

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from protocol import cluster_pb2
-from router.prefix_index import PrefixIndex
+from router.placement.prefix_index import PrefixIndex
 
 A, B, C = 11, 22, 33
 """Workers, by incarnation."""

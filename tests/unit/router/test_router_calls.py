@@ -6,9 +6,9 @@ from protocol.ids import RequestId
 from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
 from router import calls
-from router.caller import ANONYMOUS
 from router.calls import Call
 from router.request import GenerateSpec, Request
+from router.tenants.caller import ANONYMOUS
 from tests.unit.router.dispatch_world import PROMPT, World
 
 

@@ -13,7 +13,7 @@ from protocol.errors import Overloaded, RateLimited, Unavailable
 from protocol.outcomes import Outcome
 from router.answers import Answers
 from router.request import Request
-from router.tenants import TenantLimits
+from router.tenants.tenant import TenantLimits
 from tests.unit.router.dispatch_world import MAX_TOKENS, PROMPT, World, token_at
 
 Operation = tuple[str, int, int]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.fair_queue import FairQueue, Share
+from router.tenants.fair_queue import FairQueue, Share
 
 Item = TypeVar("Item")
 

@@ -15,9 +15,9 @@ from protocol import cluster_pb2
 from protocol.errors import Overloaded
 from protocol.ids import RequestId
 from protocol.sampling import SamplingParams
-from router.caller import Caller
 from router.request import GenerateSpec, Request
-from router.tenants import LimitReached
+from router.tenants.caller import Caller
+from router.tenants.tenant import LimitReached
 from router.workers import Worker
 from tests.unit.router.dispatch_world import World
 

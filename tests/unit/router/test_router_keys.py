@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from protocol.errors import ConfigError, Unauthenticated
-from router.caller import ANONYMOUS, Caller
-from router.keys import ApiKeys, KeysFile, hash_of, new_key
-from router.tenants import TenantLimits
+from router.tenants.caller import ANONYMOUS, Caller
+from router.tenants.keys import ApiKeys, KeysFile, hash_of, new_key
+from router.tenants.tenant import TenantLimits
 from telemetry.metrics import Metrics
 
 HASH = "0" * 64

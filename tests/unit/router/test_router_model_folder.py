@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import ConfigError, InvalidRequest
-from router.chat_template import ChatTemplate
 from router.model import ModelInfo
-from router.tokenizer import TextTokenizer
+from router.text.chat_template import ChatTemplate
+from router.text.tokenizer import TextTokenizer
 from tests.integration.router_support import CONTEXT, EOS, write_model_folder
 
 MESSAGES = [{"role": "system", "content": "Be <brief>."}, {"role": "user", "content": "naïve 日本 😀?\n"}]

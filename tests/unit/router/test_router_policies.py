@@ -4,9 +4,9 @@ import pytest
 
 from protocol import cluster_pb2
 from protocol.errors import ConfigError
-from router.placement import Placer
-from router.policies import Ask, LeastLoaded, Policy, RoundRobin, eligible, policy_by_name
-from router.prefix_index import PrefixIndex
+from router.placement.placer import Placer
+from router.placement.policies import Ask, LeastLoaded, Policy, RoundRobin, eligible, policy_by_name
+from router.placement.prefix_index import PrefixIndex
 from router.workers import Membership, RefusedWorker, Worker
 from telemetry.metrics import Metrics
 

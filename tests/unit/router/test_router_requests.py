@@ -11,12 +11,12 @@ from protocol.errors import InvalidRequest
 from protocol.ids import draw_incarnation
 from router.admission import Admission
 from router.config import RouterConfig
-from router.grpc_admission import GrpcAdmission
+from router.grpc.admission import GrpcAdmission
 from router.model import ModelInfo
-from router.openai_parse import parse
-from router.openai_requests import ChatRequest, CompletionRequest, SamplingFields
+from router.openai.parse import parse
+from router.openai.requests import ChatRequest, CompletionRequest, SamplingFields
 from router.session import session_in
-from router.tokenizer import TextTokenizer
+from router.text.tokenizer import TextTokenizer
 from router.workers import Membership
 from telemetry.metrics import Metrics
 from tests.integration.router_support import CONTEXT, MODEL, byte_level_tokenizer, write_model_folder

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.caller import ANONYMOUS, Caller
-from router.tenants import Bucket, LimitReached, Tenant, TenantLimits, Tenants
+from router.tenants.caller import ANONYMOUS, Caller
+from router.tenants.tenant import Bucket, LimitReached, Tenant, TenantLimits, Tenants
 
 EXPECTED = 256
 

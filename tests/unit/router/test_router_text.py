@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from router.detokenizer import REPLACEMENT, Detokenizer, StreamDetokenizer
-from router.text import AnswerText, StopStrings
-from router.token_bytes import TokenBytes
-from router.tokenizer import TextTokenizer
+from router.text.answer_text import AnswerText, StopStrings
+from router.text.detokenizer import REPLACEMENT, Detokenizer, StreamDetokenizer
+from router.text.token_bytes import TokenBytes
+from router.text.tokenizer import TextTokenizer
 from tests.integration.router_support import EOS, byte_level_tokenizer
 
 BACKEND = byte_level_tokenizer()

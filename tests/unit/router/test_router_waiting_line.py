@@ -8,10 +8,10 @@ import pytest
 from protocol import cluster_pb2
 from protocol.errors import Overloaded
 from protocol.outcomes import Outcome
-from router.caller import Caller
+from router.placement.window import has_compute_room
 from router.request import Request
-from router.tenants import LimitReached, TenantLimits
-from router.window import has_compute_room
+from router.tenants.caller import Caller
+from router.tenants.tenant import LimitReached, TenantLimits
 from router.workers import Worker
 from tests.unit.router.dispatch_world import MAX_TOKENS, PROMPT, World
 

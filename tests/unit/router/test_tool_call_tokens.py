@@ -10,11 +10,11 @@ from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from protocol.errors import InvalidRequest
-from router.chat_template import ChatTemplate
-from router.openai_parse import parse as parse_body
+from router.openai.parse import parse as parse_body
 from router.structured_output import Structure
-from router.text import AnswerText
-from router.tokenizer import TextTokenizer
+from router.text.answer_text import AnswerText
+from router.text.chat_template import ChatTemplate
+from router.text.tokenizer import TextTokenizer
 from router.tool_calls.delta import ToolCall, join_calls
 from router.tool_calls.formats import HERMES, LLAMA3, LONGCAT_XML, ToolFormat
 from router.tool_calls.plan import NO_TOOLS, ToolCalling

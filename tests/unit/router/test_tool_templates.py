@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from protocol.errors import InvalidRequest
-from router.chat_template import ChatTemplate
+from router.text.chat_template import ChatTemplate
 from router.tool_calls.formats import HERMES, LLAMA3, LONGCAT, LONGCAT_XML, ToolFormat, format_of
 from router.tool_calls.tools import Tool
 

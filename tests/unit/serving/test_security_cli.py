@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from protocol.errors import ConfigError
 from protocol.tls import PeerTlsFiles, TlsIdentity
-from router.keys import ApiKeys, hash_of
+from router.tenants.keys import ApiKeys, hash_of
 from serving.announce import announcement
 from serving.cli import app
 from serving.config import ServalConfig, load

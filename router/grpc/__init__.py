@@ -1,0 +1,1 @@
+"""serval.v1.Serval: the same over gRPC."""

@@ -1,0 +1,1 @@
+"""HTTP: the server, its limits, the door, the application and what it says of itself."""
