@@ -32,6 +32,7 @@ class Schedule:
 @dataclass
 class _Step:
     budget: int
+    draft_budget: int = 0
     spans: dict[Sequence, Span] = field(default_factory=dict)
     endings: list[Ending] = field(default_factory=list)
     preemptions: int = 0
@@ -76,11 +77,17 @@ class Scheduler:
                     self._plan(sequence, step)
             if decodes and self._choose_drafts is not None:
                 self._choose_drafts(list(step.spans))
+                # Guesses that hold all the time would otherwise keep prompts from ever being computed.
+                step.draft_budget = step.budget // 2 if self._has_prompts else step.budget
                 for span in list(step.spans.values()):
                     self._add_drafts(span, step)
         self._admit(step)
         self._set_claim()
         return Schedule(list(step.spans.values()), step.endings, step.preemptions)
+
+    @property
+    def _has_prompts(self) -> bool:
+        return bool(self.waiting) or any(sequence.num_remaining > 1 for sequence in self.running)
 
     def _plan(self, sequence: Sequence, step: _Step) -> None:
         length = min(sequence.num_remaining, step.budget)
@@ -91,7 +98,7 @@ class Scheduler:
     def _add_drafts(self, span: Span, step: _Step) -> None:
         """Lengthens a decode by the sequence's guesses, as far as there is budget and room for their KV."""
         sequence = span.sequence
-        wanted = min(len(sequence.drafts), step.budget)
+        wanted = min(len(sequence.drafts), step.draft_budget, step.budget)
         held = len(sequence.blocks) * self._kv_cache.block_size - span.end
         if wanted > held:
             missing = self._kv_cache.blocks_for(span.end + wanted) - len(sequence.blocks)
@@ -100,6 +107,7 @@ class Scheduler:
         if wanted:
             step.spans[sequence] = replace(span, end=span.end + wanted, drafts=tuple(sequence.drafts[:wanted]))
             step.budget -= wanted
+            step.draft_budget -= wanted
 
     def _take_spare(self, sequence: Sequence, count: int) -> bool:
         """Only while every running sequence could have one more block: none is to be put back for what another only guesses."""

@@ -18,7 +18,8 @@ def make_sequence(name: str, length: int, **fields: Any) -> Sequence:
 
 
 def make_scheduler(*sequences: Sequence, blocks: int = 64, batch: int = 16, width: int = 8) -> Scheduler:
-    scheduler = Scheduler(KVCache(blocks, BLOCK, prefix_cache=False), max_batch_tokens=batch, max_sequences=width)
+    cache = KVCache(blocks, BLOCK, prefix_cache=False)
+    scheduler = Scheduler(cache, max_batch_tokens=batch, max_sequences=width, choose_drafts=lambda sequences: None)
     for sequence in sequences:
         scheduler.add(sequence)
     return scheduler
@@ -136,3 +137,73 @@ def test_a_lone_sequence_waits_for_blocks_that_others_hold(held_elsewhere: int) 
     assert [s.request_id for s in scheduler.waiting] == ["a"]
     scheduler._kv_cache.release(elsewhere[:held_elsewhere])
     assert spans(advance(scheduler)) == [("a", 0, 9)]
+
+
+# ---- guesses
+
+
+def decoding(*guesses: int, blocks: int = 64, batch: int = 64) -> tuple[Scheduler, list[Sequence]]:
+    """Sequences of six tokens, the last of which is not computed, each with so many guesses."""
+    sequences = [make_sequence(str(index), 5) for index in range(len(guesses))]
+    scheduler = make_scheduler(*sequences, blocks=blocks, batch=batch)
+    advance(scheduler)
+    for sequence, count in zip(sequences, guesses, strict=True):
+        sequence.drafts = list(range(count))
+    return scheduler, sequences
+
+
+def test_a_decode_is_lengthened_by_its_guesses() -> None:
+    scheduler, _ = decoding(3, 0, 1)
+    schedule = scheduler.schedule()
+    assert spans(schedule) == [("0", 5, 9), ("1", 5, 6), ("2", 5, 7)]
+    assert [(span.known_end, span.drafts, span.samples) for span in schedule.spans] == [
+        (6, (0, 1, 2), True),
+        (6, (), True),
+        (6, (0,), True),
+    ]
+
+
+def test_every_known_token_comes_before_any_guess() -> None:
+    scheduler, _ = decoding(9, 9, 9, batch=20)
+    scheduler._max_batch_tokens = 7
+    assert spans(scheduler.schedule()) == [("0", 5, 10), ("1", 5, 6), ("2", 5, 6)]
+
+
+def test_guesses_leave_prompts_half_of_what_is_left() -> None:
+    scheduler, _ = decoding(30, 30, batch=42)
+    scheduler.add(make_sequence("prompt", 40))
+    assert spans(scheduler.schedule()) == [("0", 5, 26), ("1", 5, 6), ("prompt", 0, 20)]
+    assert spans(decoding(30, 30, batch=42)[0].schedule()) == [("0", 5, 36), ("1", 5, 16)]
+
+
+def test_guesses_take_blocks_that_nobody_needs() -> None:
+    scheduler, (first, second) = decoding(6, 6, blocks=9)
+    schedule = scheduler.schedule()  # each holds two blocks, for eight tokens; one more for its guesses leaves one for each
+    assert spans(schedule) == [("0", 5, 12), ("1", 5, 12)]
+    assert (len(first.blocks), len(second.blocks)) == (3, 3)
+
+    scheduler, (first, second) = decoding(6, 6, blocks=7)
+    assert spans(scheduler.schedule()) == [("0", 5, 12), ("1", 5, 8)], "for the second it would be the last but one"
+    assert scheduler._kv_cache.num_free == 2
+
+
+def test_nothing_is_put_back_for_a_guess_and_guesses_of_what_is_put_back_are_forgotten() -> None:
+    scheduler, (old, young) = decoding(4, 4, blocks=4)
+    assert spans(scheduler.schedule()) == [("0", 5, 8), ("1", 5, 8)], "as far as the blocks go that they hold"
+    assert not scheduler.waiting
+    for sequence in (old, young):
+        sequence.num_computed = 8
+        for token in (1, 2, 3):
+            sequence.append(token)
+    schedule = scheduler.schedule()
+    assert (schedule.preemptions, list(scheduler.waiting), young.drafts) == (1, [young], [])
+    assert old.drafts
+
+
+def test_guesses_that_came_with_a_transferred_prompt_are_scheduled_at_once() -> None:
+    scheduler = make_scheduler(blocks=8, batch=64)
+    blocks = scheduler._kv_cache.allocate(3)
+    sequence = make_sequence("transferred", 11, blocks=blocks, num_computed=11, output=[5])
+    sequence.drafts = [7, 8]
+    scheduler.add(sequence)
+    assert spans(advance(scheduler)) == [("transferred", 11, 14)]
