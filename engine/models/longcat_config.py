@@ -12,6 +12,8 @@ from protocol.errors import ConfigError
 
 WITH_NGRAMS = "LongcatFlashNgramForCausalLM"
 """LongCat-Flash-Lite."""
+END_TOKEN_ID = 2
+"""`</longcat_s>`, which ends an answer: of a checkpoint that does not say so."""
 ARCHITECTURES = ("LongcatFlashForCausalLM", "LongcatCausalLM", "LongcatFlashOmniForCausalLM", WITH_NGRAMS)
 """The second is the same under the name that some checkpoints give it; the third is Omni's text part, whose encoders and decoders
 lie in files of their own that are not read."""
@@ -88,7 +90,7 @@ def read_longcat_config(folder: Path, raw: dict[str, Any], architecture: str) ->
         rope=rope,
         max_position_embeddings=max_positions,
         checkpoint_dtype=checkpoint_dtype(raw, default="bfloat16"),
-        eos_token_ids=eos_token_ids(folder, raw),
+        eos_token_ids=eos_token_ids(folder, raw) or frozenset({END_TOKEN_ID}),
         q_lora_rank=q_rank,
         kv_lora_rank=kv_rank,
         qk_nope_head_dim=nope,

@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from protocol.errors import ConfigError, InvalidRequest
 from router.model import read_json
+from router.text.builtin_templates import builtin_template
 from router.tool_calls import prompt
 from router.tool_calls.formats import HERMES, ToolFormat
 from router.tool_calls.tools import Tool
@@ -39,7 +40,7 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ChatTemplate | None":
-        """The folder's template (chat_template.jinja, or in tokenizer_config.json), None where it has none."""
+        """The folder's template (chat_template.jinja, or in tokenizer_config.json), else its family's, None where there is none."""
         config = read_json(folder / "tokenizer_config.json") or {}
         sources = config.get("chat_template") or {}
         if isinstance(sources, str):
@@ -49,7 +50,10 @@ class ChatTemplate:
         files = {"default": folder / "chat_template.jinja", "tool_use": folder / "additional_chat_templates" / "tool_use.jinja"}
         sources |= {name: file.read_text() for name, file in files.items() if file.is_file()}
         if "default" not in sources:
-            return None
+            builtin = builtin_template(folder)
+            if builtin is None:
+                return None
+            sources["default"] = builtin
         special = {**(read_json(folder / "special_tokens_map.json") or {}), **config}
         tokens = {name: _text_of(special[name]) for name in _SPECIAL if special.get(name)}
         return cls(sources["default"], tokens, sources.get("tool_use"))
