@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.tiny_longcat import write_tiny_longcat
 
-ADDED = 0.04
+ADDED = 0.02
 """Factor on what each layer adds to the residual stream."""
 PEAKED = 1.6
 """Factor on the logits, so that drawn answers take the likeliest token often too."""
