@@ -19,6 +19,8 @@ COUNTERS = {
     "mismatches": "serval_kv_digest_mismatches_total",
     "failures": "serval_kv_transfer_failures_total",
     "first_tokens": "serval_time_to_first_token_seconds_count",
+    "assignments": "serval_moe_assignments_total",
+    "product_rows": "serval_moe_product_rows_total",
     "drafted": "serval_spec_decode_num_draft_tokens_total",
     "accepted": "serval_spec_decode_num_accepted_tokens_total",
 }
