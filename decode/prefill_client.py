@@ -62,6 +62,10 @@ class PrefillPeer:
             self._introduced = None
             raise
 
+    def introduce_again(self) -> None:
+        """The next prompt introduces us anew: a call has failed, and it may be that the worker does not know us any more."""
+        self._introduced = None
+
     async def prefill(self, request: cluster_pb2.PrefillRequest) -> AsyncIterator[cluster_pb2.PrefillEvent]:
         """The events of one prompt. Closing the iterator cancels the call."""
         try:
@@ -78,7 +82,9 @@ class PrefillPeer:
 
     async def abort(self, lease_id: LeaseId, timeout_s: float) -> cluster_pb2.AbortResponse:
         """Quiesced when the worker confirmed that nothing is written under the lease any more."""
-        request = cluster_pb2.AbortRequest(lease_id=lease_id, decode_incarnation=self.own_incarnation)
+        request = cluster_pb2.AbortRequest(
+            lease_id=lease_id, decode_incarnation=self.own_incarnation, prefill_incarnation=self.incarnation
+        )
         try:
             answer: cluster_pb2.AbortResponse = await self._stub.get().Abort(request, timeout=timeout_s)
             return answer

@@ -104,6 +104,7 @@ class RemotePrefill:
             if not self._sent.done():
                 raise Unavailable(f"{self._peer.peer.name} ended the call without a result")
         except ServalError as error:
+            self._peer.introduce_again()
             self._fail(error)
         except asyncio.CancelledError:
             self._fail(Unavailable(f"the call to {self._peer.peer.name} was given up"))
@@ -119,6 +120,7 @@ class RemotePrefill:
         elif kind == "sent":
             self._sent.set_result(event.sent)
             if event.sent.error:
+                self._peer.introduce_again()
                 self._fail(TransferFailed(event.sent.error))
 
     def _fail(self, error: ServalError) -> None:

@@ -1,5 +1,6 @@
 """The decode workers that a prefill worker knows, and the transport's connections to them."""
 
+import itertools
 import logging
 import threading
 
@@ -15,7 +16,7 @@ class Connections:
     """`known` may be called from any thread, everything else from the sender thread only.
 
     A peer whose connection broke stays known and is connected again by the next transfer: one transient error must not shut out
-    a healthy pair. Each connection has a number, since a barrier proves nothing about writes of an earlier one.
+    a healthy pair. Each connection has a number, never used twice: a barrier proves nothing about writes of another one.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -24,6 +25,7 @@ class Connections:
         self._known: dict[Incarnation, Peer] = {}
         self._connected: set[Incarnation] = set()
         self._numbers: dict[Incarnation, int] = {}
+        self._next_number = itertools.count(1)
 
     def known(self, incarnation: Incarnation) -> Peer | None:
         with self._lock:
@@ -73,7 +75,7 @@ class Connections:
     def _connect(self, peer: Peer) -> None:
         self._transport.add_peer(peer.metadata, peer.incarnation)
         self._connected.add(peer.incarnation)
-        self._numbers[peer.incarnation] = self._numbers.get(peer.incarnation, 0) + 1
+        self._numbers[peer.incarnation] = next(self._next_number)
         try:
             self._transport.check_range(peer.incarnation, peer.landing_address, peer.zone_bytes)
         except TransferFailed:

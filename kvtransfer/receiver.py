@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 SWEEP_S = 0.01
 """Between two rounds of the janitor."""
 
+PUMP_ROUND_S = 0.05
+"""Most that one round counts as pumped: while this thread or process stood still, nothing was let in."""
+
 _kept_mapped: list[torch.Tensor] = []
 """Landing zones of closed receivers that a live peer may still write to: unmapping one kills the process."""
 
@@ -65,9 +68,10 @@ class Receiver:
         self._lock = threading.Lock()
         self._leases: dict[LeaseId, Lease] = {}
         self._pumping: dict[Lease, float] = {}
+        """Seconds still to pump."""
         self._next_lease = 1
         self._pace = Pace(config)
-        self._next_sweep_s = 0.0
+        self._swept_s = time.monotonic()
         self._unread: deque[tuple[str, bytes]] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -150,11 +154,10 @@ class Receiver:
         for lease in gone:
             lease.fail(PeerGone(f"prefill worker {peer:016x} is gone"))
         with self._lock:
-            until_s = time.monotonic() + self._config.pump_s
             for lease in gone:
                 if lease.lease_id in self._leases and lease not in self._pumping:
                     self._apply(lease, SlotEvent.PEER_GONE)
-                    self._pumping[lease] = until_s
+                    self._pumping[lease] = self._config.pump_s
         self._wake.set()
 
     def blocks_by_state(self) -> dict[SlotState, int]:
@@ -208,8 +211,7 @@ class Receiver:
             while self._unread:
                 self._receive(*self._unread.popleft())
                 self._pace.progressed()
-            if time.monotonic() >= self._next_sweep_s:
-                self._next_sweep_s = time.monotonic() + SWEEP_S
+            if time.monotonic() >= self._swept_s + SWEEP_S:
                 self._expire_and_free()
         except ServalError as error:
             # One peer's failure; the others' transfers go on.
@@ -288,13 +290,20 @@ class Receiver:
             expired = [lease for lease in self._leases.values() if now_s > lease.deadline_s and lease.slot.state in ending]
             for lease in expired:
                 self._apply(lease, SlotEvent.EXPIRE, reason="expired")
-            for lease in [lease for lease, until_s in self._pumping.items() if now_s > until_s]:
-                del self._pumping[lease]
-                self._apply(lease, SlotEvent.PUMPED)
+            self._count_pumped(min(now_s - self._swept_s, PUMP_ROUND_S))
+        self._swept_s = now_s
         for lease in expired:
             if lease.is_open:
                 self._metrics.kv_transfer_failures.of(reason="expired").inc()
             lease.fail(LeaseExpired(f"not everything had landed after {lease.duration_s} s"))
+
+    def _count_pumped(self, seconds: float) -> None:
+        """With the lock held."""
+        for lease in list(self._pumping):
+            self._pumping[lease] -= seconds
+            if self._pumping[lease] < 0:
+                del self._pumping[lease]
+                self._apply(lease, SlotEvent.PUMPED)
 
     def _apply(self, lease: Lease, event: SlotEvent, reason: str | None = None) -> None:
         """With the lock held."""

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 LeaseKey = tuple[Incarnation, LeaseId]
 
-REMEMBERED_ABORTS = 65536
-"""Aborts may overtake the request that they abort; so many are remembered."""
+REMEMBERED_LEASES = 65536
+"""So many leases that were opened or aborted are remembered: a call may come twice, and an abort may overtake its call."""
 
 
 class Sender:
@@ -59,7 +59,7 @@ class Sender:
         self._lock = threading.Lock()
         self._connections = Connections(self._transport)
         self._transfers: dict[LeaseKey, Transfer] = {}
-        self._aborted: OrderedDict[LeaseKey, None] = OrderedDict()
+        self._spent: OrderedDict[LeaseKey, None] = OrderedDict()
         self._unconfirmed: dict[LeaseKey, int | None] = {}
         self._pace = Pace(config)
         self._inbox: deque[Callable[[], None]] = deque()
@@ -102,7 +102,7 @@ class Sender:
     ) -> Transfer:
         """Starts a transfer of `pool_blocks` (in the request's order), all layers, under `lease`, received now.
 
-        Raises PeerGone for a peer that was not introduced, LeaseExpired for a lease that was aborted or is in use,
+        Raises PeerGone for a peer that was not introduced, LeaseExpired for a lease that was opened before or aborted,
         InvalidRequest for one that does not fit.
         """
         key = (decode_incarnation, LeaseId(lease.lease_id))
@@ -112,8 +112,9 @@ class Sender:
             raise PeerGone(f"decode worker {decode_incarnation:016x} has not been introduced")
         peer.check_lease(lease, len(blocks), self._layout.layers)
         with self._lock:
-            if key in self._aborted or key in self._transfers or key in self._unconfirmed:
-                raise LeaseExpired(f"lease {lease.lease_id} was aborted or is in use")
+            if key in self._spent or key in self._transfers or key in self._unconfirmed:
+                raise LeaseExpired(f"lease {lease.lease_id} was opened before or aborted")
+            self._spend(key)
             transfer = Transfer(
                 request_id=request_id,
                 attempt=attempt,
@@ -141,9 +142,7 @@ class Sender:
         answer: Future[bool] = Future()
         answer.set_running_or_notify_cancel()
         with self._lock:
-            self._aborted[key] = None
-            if len(self._aborted) > REMEMBERED_ABORTS:
-                self._aborted.popitem(last=False)
+            self._spend(key)
         self._inbox.append(lambda: self._abort(key, answer))
         self._wake.set()
         return answer
@@ -159,6 +158,12 @@ class Sender:
         self._wake.set()
         self._thread.join(deadline_s)
         return not self._thread.is_alive()
+
+    def _spend(self, key: LeaseKey) -> None:
+        """With the lock held. From now on the lease cannot be opened: its slot may be another's by then."""
+        self._spent[key] = None
+        if len(self._spent) > REMEMBERED_LEASES:
+            self._spent.popitem(last=False)
 
     def _submit(self, act: Callable[[], None]) -> "Future[None]":
         future: Future[None] = Future()
@@ -297,11 +302,9 @@ class Sender:
         self._connections.learn(peer)
 
     def _remove_peer(self, incarnation: Incarnation, why: str) -> None:
-        """The peer no longer exists: nobody will ask for its leases."""
+        """What is unconfirmed of it stays so: it may have lost only its name, live on, and ask."""
         self._disconnect(incarnation, why)
         self._connections.forget(incarnation)
-        with self._lock:
-            self._unconfirmed = {key: number for key, number in self._unconfirmed.items() if key[0] != incarnation}
 
     def _disconnect(self, incarnation: Incarnation, why: str) -> None:
         """Ends what the peer's connection carries, then the connection. The next transfer to the peer makes another."""

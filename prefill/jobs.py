@@ -113,7 +113,9 @@ class Jobs:
 
     async def abort(self, request: cluster_pb2.AbortRequest) -> cluster_pb2.AbortResponse:
         """Quiesced once nothing can be written under the lease any more. The engine is waited for too, within the same time: only
-        at the end of a step is it known what the prompt took of it."""
+        at the end of a step is it known what the prompt took of it. Of another incarnation's writes nothing is known here."""
+        if request.prefill_incarnation != self._peer.incarnation:
+            return cluster_pb2.AbortResponse()
         answer = asyncio.wrap_future(self._sender.abort(Incarnation(request.decode_incarnation), LeaseId(request.lease_id)))
         lease = (request.decode_incarnation, request.lease_id)
         jobs = [job for job in self._by_key.values() if (job.decode_incarnation, job.lease_id) == lease]

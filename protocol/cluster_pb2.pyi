@@ -878,17 +878,21 @@ class AbortRequest(_message.Message):
 
     LEASE_ID_FIELD_NUMBER: _builtins.int
     DECODE_INCARNATION_FIELD_NUMBER: _builtins.int
+    PREFILL_INCARNATION_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     decode_incarnation: _builtins.int
+    prefill_incarnation: _builtins.int
+    """whose writes are meant: no other can tell whether they have ended"""
     def __init__(
         self,
         *,
         lease_id: _builtins.int = ...,
         decode_incarnation: _builtins.int = ...,
+        prefill_incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_incarnation", b"decode_incarnation", "lease_id", b"lease_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_incarnation", b"decode_incarnation", "lease_id", b"lease_id", "prefill_incarnation", b"prefill_incarnation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,10 +3,12 @@
 Each `Remote` is a process that makes one host object and answers calls over a pipe. Every call has a deadline.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,6 +29,9 @@ LARGE = KVLayout("large", "r1", "float32", layers=4, block_size=16, entry_width=
 """256 KiB blocks: 64 of them in 4 layers are 64 MiB."""
 
 POOL_BLOCKS = 128
+
+ALL_LARGE = list(range(64))
+"""64 MiB in four layers."""
 
 
 def source_pool(layout: KVLayout, seed: int) -> torch.Tensor:
@@ -269,6 +274,25 @@ class Remote:
             if self.process.is_alive():
                 self.kill()
         return self.process.exitcode
+
+
+@contextlib.contextmanager
+def pair(decode: dict[str, Any] | None = None, prefill: dict[str, Any] | None = None) -> Iterator[tuple[Remote, Remote]]:
+    """An introduced pair; at the end both must be able to end in order, whatever happened to the other."""
+    d, p = Remote(DecodeHost, **(decode or {})), Remote(PrefillHost, **(prefill or {}))
+    try:
+        p.introduce(*d.introduction())
+        yield d, p
+        for remote in (p, d):
+            if remote.process.is_alive():
+                assert remote.end() == 0, "the process aborted while closing"
+    finally:
+        for remote in (p, d):
+            remote.kill()
+
+
+def lease_of(data: bytes) -> cluster_pb2.WriteLease:
+    return cluster_pb2.WriteLease.FromString(data)
 
 
 def _serve(pipe: Connection, host: type, args: tuple[Any, ...], settings: dict[str, Any], environment: dict[str, str]) -> None:

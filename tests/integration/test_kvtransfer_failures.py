@@ -1,12 +1,9 @@
 """How the transport fails, each with what must hold: deadlines, fences, no late byte, no dead thread, no aborted process."""
 
-import contextlib
 import time
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from kvtransfer_support import LARGE, POOL_BLOCKS, SMALL, DecodeHost, PrefillHost, Remote
+from kvtransfer_support import ALL_LARGE, LARGE, POOL_BLOCKS, SMALL, DecodeHost, Remote, lease_of, pair
 
 from kvtransfer.notification import WriteNotification, request_key
 from protocol import cluster_pb2
@@ -15,27 +12,6 @@ from protocol.errors import InvalidRequest, LeaseExpired, Overloaded, PeerGone, 
 pytestmark = pytest.mark.cluster
 
 MARK = 0x5A5A5A5A5A5A5A5A
-ALL_LARGE = list(range(64))
-"""64 MiB in four layers."""
-
-
-@contextlib.contextmanager
-def pair(decode: dict[str, Any] | None = None, prefill: dict[str, Any] | None = None) -> Iterator[tuple[Remote, Remote]]:
-    """An introduced pair; at the end both must be able to end in order, whatever happened to the other."""
-    d, p = Remote(DecodeHost, **(decode or {})), Remote(PrefillHost, **(prefill or {}))
-    try:
-        p.introduce(*d.introduction())
-        yield d, p
-        for remote in (p, d):
-            if remote.process.is_alive():
-                assert remote.end() == 0, "the process aborted while closing"
-    finally:
-        for remote in (p, d):
-            remote.kill()
-
-
-def lease_of(data: bytes) -> cluster_pb2.WriteLease:
-    return cluster_pb2.WriteLease.FromString(data)
 
 
 def test_a_stopped_peer_ends_at_the_deadline_and_its_slot_can_be_fenced_later() -> None:
