@@ -80,32 +80,28 @@ def assert_same(make: Make, plain: EngineUnderTest, guessing: EngineUnderTest, e
     assert_balanced(guessing)
 
 
-@pytest.mark.parametrize(
-    ("right", "settings"),
-    [
-        (1.0, {}),
-        (0.7, {}),
-        (0.0, {}),
-        (0.8, {"blocks": 26}),
-        (0.8, {"prefix_cache": False, "block_size": 4, "blocks": 160}),
-        (0.8, {"max_batch_tokens": 16}),
-        (0.8, {"max_batch_tokens": 23, "max_sequences": 5}),
-        (0.9, {"draft_tokens": 16, "block_size": 8, "blocks": 400}),
-    ],
-    ids=["all right", "some right", "all wrong", "few blocks", "no prefix cache", "no budget", "little budget", "many"],
-)
-def test_every_way_of_drawing(make_engine: MakeEngine, right: float, settings: dict[str, Any]) -> None:
+def test_every_way_of_drawing(make_engine: MakeEngine) -> None:
     plain = make_engine(speculation="off")
     expected = mixed()
     plain.finish(*expected)
-    answers = {sequence.request_id: sequence.output for sequence in expected}
-    guessing = foreseeing_engine(make_engine, answers, right=right, **settings)
-    assert_same(mixed, plain, guessing, expected)
-    if settings.get("blocks") == 26:
-        assert guessing.metrics.value("serval_num_preemptions_total") > 0
-    if right == 1.0:
-        assert guessing.engine.steps < plain.engine.steps / 2
     assert all(not sequence.drafts for sequence in expected)
+    answers = {sequence.request_id: sequence.output for sequence in expected}
+    steps, preemptions = {}, {}
+    for name, right, settings in (
+        ("all right", 1.0, {}),
+        ("all wrong", 0.0, {}),
+        ("few blocks", 0.8, {"blocks": 26}),
+        ("no prefix cache", 0.8, {"prefix_cache": False, "block_size": 4, "blocks": 160}),
+        ("no budget", 0.8, {"max_batch_tokens": 16}),
+        ("little budget", 0.8, {"max_batch_tokens": 23, "max_sequences": 5}),
+        ("many", 0.9, {"draft_tokens": 16, "block_size": 8, "blocks": 400}),
+    ):
+        guessing = foreseeing_engine(make_engine, answers, right=right, **settings)
+        assert_same(mixed, plain, guessing, expected)
+        steps[name] = guessing.engine.steps
+        preemptions[name] = guessing.metrics.value("serval_num_preemptions_total")
+    assert steps["all right"] < plain.engine.steps / 2
+    assert preemptions["few blocks"] > 0 == preemptions["all right"]
 
 
 def test_every_place_of_the_contexts_end(make_engine: MakeEngine) -> None:
@@ -190,7 +186,8 @@ def test_what_a_grammar_forces_is_guessed(make_engine: MakeEngine) -> None:
 
 
 def test_abort_and_release_between_guesses(make_engine: MakeEngine) -> None:
-    expected = {str(i): make_engine(speculation="off").answer(random_prompt(20, i), max_tokens=60) for i in range(4)}
+    plain = make_engine(speculation="off")
+    expected = {str(i): plain.answer(random_prompt(20, i), max_tokens=60) for i in range(4)}
     guessing = foreseeing_engine(make_engine, expected, right=0.8)
     sequences = [greedy(str(i), random_prompt(20, i), max_tokens=60) for i in range(4)]
     for sequence in sequences:
