@@ -59,6 +59,7 @@ check: .venv/.ready-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m protocol.generate --check
+	$(BIN)/python -m k8s.generate --check
 
 proto: .venv/.ready-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m protocol.generate
@@ -106,7 +107,7 @@ endif
 
 .venv/.ready-dev: .venv/.ready pyproject.toml
 	@echo "installing the tools for development"
-	@$(INSTALL) $(EDITABLE) ".[smollm,ray,dev$(if $(HAS_GPU),$(comma)gpu)]"
+	@$(INSTALL) $(EDITABLE) ".[smollm,ray,kubernetes,dev$(if $(HAS_GPU),$(comma)gpu)]"
 	@touch $@
 
 # The clients that the tests use unmodified, apart from Serval's own packages. Where they cannot be had, their tests are skipped;

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import benchmarks.load
+import k8s.cli
 from protocol.errors import ConfigError, ServalError
 from serving import cli_security, models_cli
 from serving.config import ServalConfig, load, parse_settings
@@ -118,6 +119,7 @@ def start_chat(
 app.add_typer(cli_security.certs, name="certs")
 app.add_typer(cli_security.keys, name="keys")
 app.add_typer(models_cli.models, name="models")
+app.add_typer(k8s.cli.app, name="k8s")
 app.command(name="bench")(benchmarks.load.run)
 
 

@@ -8,19 +8,19 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from protocol.errors import ConfigError
 from serving.announce import announcement
 from serving.child import environment
-from serving.config import ServalConfig
+from serving.config import ClusterConfig, ServalConfig
 from serving.display import Display
 from serving.front import front_url, trust_own
 from serving.launcher import ClusterFailed
 from serving.membership import describe_workers, wait_until_joined
 from serving.ports import ROUTER_PORTS, any_free_port, require_free
-from serving.roles import members
+from serving.roles import Role, members
 from serving.status import Ready
 
 # Read once, when ray is imported and when its processes start. The small object store is enough: no tensor goes through it.
@@ -28,6 +28,9 @@ RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING":
 OBJECT_STORE_BYTES = 80_000_000
 
 APPLICATION = "serval"
+DEPLOYMENTS: dict[Role, str] = {"router": "Router", "prefill": "PrefillWorker", "decode": "DecodeWorker"}
+"""What Serve calls the processes of each role."""
+
 STATUS_PERIOD_S = 0.5
 HEALTH_PERIOD_S = 1.0
 HEALTH_TIMEOUT_S = 10.0
@@ -75,31 +78,35 @@ def settle_ports(config: ServalConfig) -> ServalConfig:
     return config.model_copy(update={"router": router.model_copy(update=ports), "cluster": cluster})
 
 
-def build_application(config: ServalConfig) -> Any:
+def build_application(config: ServalConfig, routers: Sequence[str] = ()) -> Any:
     """The Serve application: Router, PrefillWorker and DecodeWorker deployments in one, so that one policy can scale both pools
-    together."""
+    together. `routers`: where workers find them on a cluster of machines, each of which holds one process; none: this machine
+    holds all."""
     from ray import serve
 
     from serving.ray_replica import Replica
 
     cluster = config.cluster
-    settings = {
+    # The threads that a worker computes with are its own setting; Ray would refuse to put three workers on two cores.
+    settings = replica_settings(cluster) | {"max_constructor_retry_count": 1, "ray_actor_options": {"num_cpus": 0}}
+    text = config.model_dump_json()
+
+    def deployment(role: Role, replicas: int, *parts: Any) -> Any:
+        made = serve.deployment(Replica).options(name=DEPLOYMENTS[role], num_replicas=replicas, **settings)
+        return made.bind(role, text, tuple(routers), *parts)
+
+    prefill, decode = deployment("prefill", cluster.prefill), deployment("decode", cluster.decode)
+    return deployment("router", 1, prefill, decode)
+
+
+def replica_settings(cluster: ClusterConfig) -> dict[str, Any]:
+    """How Serve looks after each process, in the words of its config file."""
+    return {
         "health_check_period_s": HEALTH_PERIOD_S,
         "health_check_timeout_s": HEALTH_TIMEOUT_S,
         "graceful_shutdown_timeout_s": cluster.drain_timeout_s + cluster.stop_timeout_s,
         "graceful_shutdown_wait_loop_s": 0.1,
-        "max_constructor_retry_count": 1,
-        # The threads that a worker computes with are its own setting; Ray would refuse to put three workers on two cores.
-        "ray_actor_options": {"num_cpus": 0},
     }
-    text = config.model_dump_json()
-
-    def deployment(name: str, replicas: int) -> Any:
-        return serve.deployment(Replica).options(name=name, num_replicas=replicas, **settings)
-
-    prefill = deployment("PrefillWorker", cluster.prefill).bind("prefill", text)
-    decode = deployment("DecodeWorker", cluster.decode).bind("decode", text)
-    return deployment("Router", 1).bind("router", text, prefill, decode)
 
 
 def _serve(config: ServalConfig, display: Display, started: float) -> int:

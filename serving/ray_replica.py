@@ -4,8 +4,10 @@ Serve places, checks, restarts and drains it. Serve carries no token: its handle
 (docs/decisions/0003-ray-owns-replicas.md).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import ray.util
 from ray import serve
 
 from serving.config import ServalConfig
@@ -16,14 +18,21 @@ from worker.spec import silent
 
 class Replica:
     """A router, a prefill or a decode worker. `parts` are the applications that Serve must start along with this one: they are
-    bound here because an application is what hangs together, and are not used otherwise."""
+    bound here because an application is what hangs together, and are not used otherwise. With `routers` this replica has its
+    machine to itself."""
 
-    async def __init__(self, role: Role, config_json: str, *parts: Any) -> None:  # type: ignore[misc]  # as Serve allows
+    async def __init__(  # type: ignore[misc]  # as Serve allows
+        self, role: Role, config_json: str, routers: Sequence[str], *parts: Any
+    ) -> None:
         # A replica's rank is free again once it is gone, so its successor has the same name and a new incarnation.
-        member = Member(role, serve.get_replica_context().rank.rank)
+        rank = serve.get_replica_context().rank.rank
         self._config = ServalConfig.model_validate_json(config_json)
+        member = Member(role, rank)
+        if routers:  # its ports are those of the first of its role, whatever its rank: nobody else is on this machine
+            member = Member(role, 0, f"{role}-{rank}")
+            self._config = on_own_machine(self._config, ray.util.get_node_ip_address(), member.name)
         logs.configure(member.name, self._config.cluster.log_level)
-        self._server = build(member, self._config, router_addresses(self._config), silent)
+        self._server = build(member, self._config, routers or router_addresses(self._config), silent)
         await self._server.start()
 
     async def check_health(self) -> None:
@@ -39,6 +48,14 @@ class Replica:
         if hasattr(self, "_server"):
             await self.drain()
             await self._server.stop(self._config.cluster.stop_timeout_s / 2)
+
+
+def on_own_machine(config: ServalConfig, address: str, name: str) -> ServalConfig:
+    """`config` for a process at `address`."""
+    cluster = config.cluster.model_copy(update={"host": address})
+    return config.model_copy(
+        update={"cluster": cluster, "router": config.router.model_copy(update={"host": address, "name": name})}
+    )
 
 
 def router_addresses(config: ServalConfig) -> list[str]:

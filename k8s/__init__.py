@@ -1,0 +1,1 @@
+"""Kubernetes: manifests from the cluster's own configuration, and what operates them."""

@@ -1,0 +1,205 @@
+"""The `kubernetes` group of settings: what a cluster of machines must know that `serval up` need not."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Flavour = Literal["rayservice", "plain"]
+
+NAME = r"^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$"
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|Ki|Mi|Gi|Ti)?$"
+
+
+class Settings(BaseModel):
+    """What all groups here share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageConfig(Settings):
+    """The container image of every pod."""
+
+    name: str = Field("serval:0.1.0-cpu", min_length=1, description="Image with its tag or digest: a target of our Dockerfile.")
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        "IfNotPresent", description="As Kubernetes says it. A tag that moves needs Always."
+    )
+    pull_secrets: tuple[str, ...] = Field((), description="Names of Secrets that the image is pulled with.")
+
+    @field_validator("name")
+    @classmethod
+    def _is_pinned(cls, name: str) -> str:
+        tag = name.rpartition("/")[2].partition(":")[2]
+        if "@sha256:" not in name and tag in ("", "latest"):
+            raise ValueError("must have a tag other than latest, or a digest: pods of one pool would run different programs")
+        return name
+
+
+class ModelVolume(Settings):
+    """Where the model's folder comes from, unless the image holds it."""
+
+    claim: str = Field(
+        min_length=1,
+        description="A PersistentVolumeClaim of the namespace, mounted read-only in every pod at the parent of `model`.",
+    )
+
+
+class RdmaConfig(Settings):
+    """How pods get at the network cards that KV travels over."""
+
+    resource: str = Field(
+        "rdma/hca_shared_devices_a",
+        pattern="^[a-z0-9.-]+/[A-Za-z0-9_.-]+$",
+        description="The device plugin's resource: rdma/hca_shared_devices_a, rdma/ib, nvidia.com/mlnxnics and so on.",
+    )
+    count: int = Field(
+        1, ge=1, description="How many of it a worker takes. On some clouds one means every card of the machine."
+    )
+    domain_label: str = Field(
+        "topology.kubernetes.io/zone",
+        min_length=1,
+        description="Node label whose value is the same for all nodes that reach each other over RDMA. All prefill and decode "
+        "workers are placed where it is the same: a transfer between two such domains would fail or crawl.",
+    )
+
+
+class Toleration(Settings):
+    """A taint of nodes that a pool may run on all the same."""
+
+    key: str = Field(min_length=1, description="The taint's key, such as nvidia.com/gpu.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = Field("NoSchedule", description="The taint's effect.")
+
+
+class PoolConfig(Settings):
+    """The pods of one role."""
+
+    replicas: int = Field(1, ge=1, description="Pods at the start.")
+    max_replicas: int | None = Field(
+        None, ge=1, description="Pods at most, for whoever scales. None: `replicas`, which nobody changes."
+    )
+    cpu: str = Field(
+        "1", pattern=QUANTITY, description="Cores that are asked for. There is no limit: a throttled loop stutters."
+    )
+    memory: str = Field(
+        "2Gi",
+        pattern=QUANTITY,
+        description="Memory, asked for and limit alike: weights, engine.kv_memory_bytes, transfer.landing_bytes, shm and 1 Gi.",
+    )
+    shm: str = Field(
+        "64Mi",
+        pattern=QUANTITY,
+        description="Size of /dev/shm, in memory and counted as such. UCX and torch share memory between threads and processes "
+        "there; Ray keeps its object store there (80 MB).",
+    )
+    gpus: int = Field(
+        0, ge=0, le=1, description="GPUs of one pod. At most one: a worker runs its model on one device and does not split it."
+    )
+    gpu_resource: str = Field("nvidia.com/gpu", min_length=1, description="The device plugin's name for a GPU.")
+    hugepages_2mi: str | None = Field(
+        None, pattern=QUANTITY, description="Huge pages of 2 MiB, for RDMA registration of large pools. None: none."
+    )
+    node_selector: dict[str, str] = Field({}, description="Labels that a node must have.")
+    tolerations: tuple[Toleration, ...] = Field((), description="Taints that are no obstacle.")
+    priority_class: str = Field("", description="PriorityClass of the pods. Empty: the cluster's default.")
+    start_timeout_s: int = Field(
+        600,
+        ge=10,
+        description="Seconds until a pod must have started; then it is started again. A large model loads half an hour.",
+    )
+    env: dict[str, str] = Field({}, description="More environment variables, such as NCCL_SOCKET_IFNAME or UCX_IB_GPU_INDEX.")
+
+    @property
+    def most(self) -> int:
+        return max(self.max_replicas or 0, self.replicas)
+
+
+class SecretsConfig(Settings):
+    """Names of Secrets that must be there: what they hold never passes through these manifests. None: not used."""
+
+    front_tls: str | None = Field(
+        None, description="Of type kubernetes.io/tls (tls.crt, tls.key): shown to clients. Sets router.tls."
+    )
+    api_keys: str | None = Field(
+        None, description="With the file keys.yaml of `serval keys new`. Sets router.keys_file; without it no key is asked for."
+    )
+    peer_tls: str | None = Field(
+        None,
+        description="Prefix of three Secrets, NAME-router, NAME-prefill and NAME-decode, with tls.crt, tls.key and ca.crt each: by "
+        "which processes know each other (docs/security.md). Each pod sees its own alone. Sets cluster.tls.",
+    )
+
+
+class NetworkConfig(Settings):
+    """Ports, and who may reach them."""
+
+    kv_ports: tuple[int, int] = Field(
+        (20000, 20999), description="First and last TCP port on which UCX listens for KV, so that a policy can name them."
+    )
+    client_namespaces: dict[str, str] | None = Field(
+        None, description="Labels of the namespaces whose pods may reach the front. None: from everywhere."
+    )
+    monitoring_namespaces: dict[str, str] = Field(
+        {"kubernetes.io/metadata.name": "monitoring"}, description="Labels of the namespace that Prometheus runs in."
+    )
+    collector_port: int | None = Field(
+        None, ge=1, le=65535, description="TCP port of the trace collector, which pods may then reach. None: no traces leave."
+    )
+
+    @field_validator("kv_ports")
+    @classmethod
+    def _is_a_range(cls, ports: tuple[int, int]) -> tuple[int, int]:
+        first, last = ports
+        if not 1024 <= first <= last <= 65535:
+            raise ValueError("must be two ports from 1024 to 65535, the smaller first")
+        return ports
+
+
+class RayConfig(Settings):
+    """What only the RayService flavour needs."""
+
+    head_cpu: str = Field("1", pattern=QUANTITY, description="Cores of the head, which runs Ray's own processes and no worker.")
+    head_memory: str = Field(
+        "4Gi", pattern=QUANTITY, description="Memory of the head. Measured at 2.2 GiB with three replicas."
+    )
+    autoscale: bool = Field(
+        True, description="Ray's autoscaler beside the head adds pods, up to max_replicas, when Serve wants more replicas."
+    )
+    redis_address: str | None = Field(
+        None,
+        description="host:port of a Redis that keeps the head's state, so that a new head finds its workers. None: without.",
+    )
+    operator_namespaces: dict[str, str] = Field(
+        {"kubernetes.io/metadata.name": "kuberay-operator"},
+        description="Labels of the namespace that KubeRay's operator runs in.",
+    )
+
+
+class KubernetesConfig(Settings):
+    """How a cluster is laid out on Kubernetes."""
+
+    name: str = Field(
+        "serval", pattern=NAME, description="In front of each object's name: several clusters may share a namespace."
+    )
+    namespace: str = Field("serval", pattern=NAME, description="Where the objects are.")
+    flavour: Flavour = Field(
+        "rayservice",
+        description="rayservice: one KubeRay RayService, whose operator must be installed. plain: a Deployment per role, and "
+        "nothing else is needed.",
+    )
+    image: ImageConfig = ImageConfig()
+    model_volume: ModelVolume | None = Field(None, description="Where the model's folder comes from. None: it is in the image.")
+    router: PoolConfig = PoolConfig(replicas=2, memory="1Gi")
+    prefill: PoolConfig = PoolConfig(memory="4Gi")
+    decode: PoolConfig = PoolConfig(memory="4Gi")
+    rdma: RdmaConfig | None = Field(None, description="KV over RDMA. None: over TCP, on the pods' own network.")
+    secrets: SecretsConfig = SecretsConfig()
+    network: NetworkConfig = NetworkConfig()
+    ray: RayConfig = RayConfig()
+    monitoring: bool = Field(
+        True, description="Objects for the Prometheus operator (PodMonitor, ServiceMonitor), whose CRDs must be installed."
+    )
+    deregister_s: int = Field(
+        5,
+        ge=0,
+        description="Seconds that a router goes on as ever before it drains: load balancers take that long to send new clients "
+        "elsewhere.",
+    )

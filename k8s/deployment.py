@@ -1,0 +1,110 @@
+"""One cluster on Kubernetes: its `kubernetes` settings, and the configuration that its pods will read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from k8s.config import KubernetesConfig
+from protocol.errors import ConfigError
+from serving.config import KUBERNETES, ServalConfig, compose, one_line, put_settings, read_settings
+
+CONFIG_FOLDER = "/etc/serval/config"
+CONFIG_FILE = "serval.yaml"
+FRONT_TLS_FOLDER = "/etc/serval/front-tls"
+PEER_TLS_FOLDER = "/etc/serval/peer-tls"
+KEYS_FOLDER = "/etc/serval/keys"
+
+WORKER_PORT = 8010
+"""Of a prefill worker; a decode worker's is the next one. Where the settings leave it to chance, policies could not name it."""
+
+LOOPBACK = "lo"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """`config` is what a process in a pod has in effect, but for its own address. It says one worker of each role: a pod holds
+    one, and how many pods there are is `kubernetes`' to say, so that scaling restarts nobody."""
+
+    config: ServalConfig
+    kubernetes: KubernetesConfig
+
+    def pod_yaml(self) -> str:
+        """What pods mount: what was set, without defaults, which are the image's."""
+        return yaml.safe_dump(self.config.model_dump(mode="json", exclude_unset=True), sort_keys=True)
+
+
+def load(file: Path | None, overlay: str | None, flags: Mapping[str, Any]) -> Deployment:
+    """The overlay's settings, `file`'s over them, and `flags` (dotted name → value) over both. Raises ConfigError."""
+    settings = read_overlay("base")
+    for more in (read_overlay(overlay) if overlay else {}, read_settings(file) if file else {}):
+        lay_over(settings, more)
+    put_settings(settings, flags)
+    own = settings.pop(KUBERNETES, None) or {}
+    try:
+        kubernetes = KubernetesConfig.model_validate(own)
+    except ValidationError as error:
+        raise ConfigError(f"{KUBERNETES}.{one_line(error, KubernetesConfig)}") from error
+    put_settings(settings, _imposed(kubernetes, settings))
+    config = compose(settings, model_is_here=False)
+    _check(config)
+    return Deployment(config, kubernetes)
+
+
+def overlays() -> list[str]:
+    """Names of what `--overlay` takes."""
+    return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name != "base.yaml")
+
+
+def read_overlay(name: str) -> dict[str, Any]:
+    """The settings that come with Serval under this name. Raises ConfigError."""
+    if name != "base" and name not in overlays():
+        raise ConfigError(f"--overlay {name}: must be one of {', '.join(overlays())}")
+    with resources.as_file(_folder() / f"{name}.yaml") as file:
+        return read_settings(file)
+
+
+def lay_over(settings: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Groups are merged, everything else is replaced."""
+    for name, value in more.items():
+        if isinstance(value, dict) and isinstance(settings.get(name), dict):
+            lay_over(settings[name], value)
+        else:
+            settings[name] = value
+
+
+def _folder() -> Any:
+    return resources.files("k8s") / "settings"
+
+
+def _imposed(kubernetes: KubernetesConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that follow from the pods' layout, by dotted name."""
+    secrets = kubernetes.secrets
+    imposed: dict[str, Any] = {"cluster.prefill": 1, "cluster.decode": 1, "cluster.ray": False}
+    if not (settings.get("cluster") or {}).get("worker_port"):
+        imposed["cluster.worker_port"] = WORKER_PORT
+    if secrets.front_tls:
+        imposed["router.tls"] = {"certificate": f"{FRONT_TLS_FOLDER}/tls.crt", "key": f"{FRONT_TLS_FOLDER}/tls.key"}
+    if secrets.api_keys:
+        imposed["router.keys_file"] = f"{KEYS_FOLDER}/keys.yaml"
+    if secrets.peer_tls:
+        files = {"certificate": "tls.crt", "key": "tls.key", "ca": "ca.crt"}
+        imposed["cluster.tls"] = {name: f"{PEER_TLS_FOLDER}/{file}" for name, file in files.items()}
+    return imposed
+
+
+def _check(config: ServalConfig) -> None:
+    """Raises ConfigError for what serves one machine and no cluster."""
+    for name in ("http_port", "grpc_port", "link_port"):
+        if getattr(config.router, name) < 1024:
+            raise ConfigError(f"router.{name}: must be 1024 or more on Kubernetes: a Service names it, and no process is root")
+    if not config.cluster.metrics_port:
+        raise ConfigError("cluster.metrics_port: must be a port on Kubernetes, not 0: Prometheus is told which")
+    if config.transfer.net_device == LOOPBACK:
+        raise ConfigError(
+            f"transfer.net_device: {LOOPBACK} reaches no other pod; name the pods' device, such as eth0 or mlx5_0:1"
+        )

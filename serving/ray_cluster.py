@@ -1,0 +1,25 @@
+"""The Serve application on a Ray cluster of many machines, as Serve's config file names it: one process on each."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.config import compose, read_settings
+from serving.ray_app import build_application
+
+
+class ClusterArguments(BaseModel):
+    """`args` of the application in Serve's config file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: Path = Field(description="YAML file with settings, as of `serval up`, at the same place on every machine.")
+    routers: str = Field(description="Where workers find routers: host:port, or dns:name:port for all behind the name.")
+
+
+def application(arguments: ClusterArguments) -> Any:
+    """Called by Serve, on a machine that need not have the model. How many replicas there are, and what each takes of a machine,
+    the config file says."""
+    config = compose(read_settings(arguments.config), model_is_here=False)
+    return build_application(config, (arguments.routers,))

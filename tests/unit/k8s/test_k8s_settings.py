@@ -1,0 +1,130 @@
+"""The `kubernetes` settings: what is wrong is one line that names the setting; who may talk to whom."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from k8s.config import KubernetesConfig
+from k8s.deployment import load
+from protocol.errors import ConfigError
+from serving.cli import app
+from tests.unit.k8s.k8s_support import all_objects, each_deployment, of_kind
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("kubernetes.image.name", "serval", "kubernetes.image.name: must have a tag other than latest"),
+        ("kubernetes.image.name", "host:5000/serval:latest", "kubernetes.image.name: must have a tag other than latest"),
+        ("kubernetes.name", "Serval", "kubernetes.name: "),
+        ("kubernetes.decode.gpus", 8, "kubernetes.decode.gpus: must be less than or equal to 1, not 8"),
+        ("kubernetes.decode.replica", 2, "kubernetes.decode.replica: no such setting; did you mean replicas?"),
+        ("kubernetes.prefill.memory", "lots", "kubernetes.prefill.memory: "),
+        ("kubernetes.network.kv_ports", [9, 10], "kubernetes.network.kv_ports: must be two ports from 1024 to 65535"),
+        ("transfer.net_device", "lo", "transfer.net_device: lo reaches no other pod"),
+        ("router.http_port", 80, "router.http_port: must be 1024 or more on Kubernetes"),
+        ("cluster.metrics_port", 0, "cluster.metrics_port: must be a port on Kubernetes"),
+        ("model", "here", "model: must be the absolute path"),
+        ("engine.block_size", 0, "engine.block_size: must be greater than or equal to 1, not 0"),
+    ],
+)
+def test_a_wrong_setting_is_named(name: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(None, None, {name: value})
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_overlay_is_told_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="--overlay moon: must be one of dev-cpu, gpu, longcat-flash"):
+        load(None, "moon", {})
+
+
+def test_the_file_wins_over_the_overlay_and_a_flag_over_both(tmp_path: Path) -> None:
+    file = tmp_path / "serval.yaml"
+    file.write_text("kubernetes: {decode: {replicas: 5}, prefill: {replicas: 3}}\nengine: {block_size: 32}\n")
+    made = load(file, "gpu", {"kubernetes.prefill.replicas": 4})
+    assert (made.kubernetes.decode.replicas, made.kubernetes.prefill.replicas) == (5, 4)
+    assert made.kubernetes.decode.gpus == 1
+    assert made.config.engine.block_size == 32
+
+
+def test_every_setting_says_what_it_is() -> None:
+    def check(model: type[BaseModel], place: str) -> int:
+        count = 0
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                count += check(inner, f"{place}.{name}")
+            else:
+                assert field.description, f"{place}.{name}"
+                count += 1
+        return count
+
+    assert check(KubernetesConfig, "kubernetes") > 40
+
+
+def test_the_command_writes_files_or_prints(tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "made"
+    command = ["k8s", "render", "--overlay", "gpu", "--flavour", "plain"]
+    app([*command, "--out", str(folder)], standalone_mode=False)
+    names = {path.name for path in folder.iterdir()}
+    assert {"kustomization.yaml", "workloads.yaml", "services.yaml", "policies.yaml", "config.yaml", "access.yaml"} <= names
+    capsys.readouterr()
+    app([*command, "--namespace", "other"], standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "namespace: other" in printed
+    assert "namespace: serval\n" not in printed
+
+
+def reached(found: list[dict[str, Any]], policy: str, direction: str) -> set[tuple[str, str]]:
+    """(who, port or range) that a policy lets in or out."""
+    side = "from" if direction == "ingress" else "to"
+    allowed = set()
+    for rule in of_kind(found, "NetworkPolicy")[policy]["spec"][direction]:
+        peers = [
+            peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] if "podSelector" in peer else "namespace"
+            for peer in rule.get(side, [{}])
+            if peer
+        ] or ["anyone"]
+        for port in rule.get("ports", []):
+            ports = f"{port['port']}-{port['endPort']}" if "endPort" in port else str(port["port"])
+            allowed |= {(peer, ports) for peer in peers}
+    return allowed
+
+
+@each_deployment
+def test_each_role_hears_and_says_what_it_must(overlay: str | None, flavour: str) -> None:
+    found = all_objects(overlay, flavour)
+    kv, names = "20000-20999", ("anyone", "53")
+    hears = {role: reached(found, f"serval-{role}", "ingress") for role in ("router", "prefill", "decode")}
+    says = {role: reached(found, f"serval-{role}", "egress") for role in ("router", "prefill", "decode")}
+    front = {("anyone", "8000"), ("anyone", "8001"), ("namespace", "8000")}
+    assert hears["router"] == front | {("prefill", "8002"), ("decode", "8002")}
+    assert hears["prefill"] == {("decode", "8010"), ("decode", kv), ("namespace", "9101")}
+    assert hears["decode"] == {("prefill", kv), ("namespace", "9102")}
+    assert says["router"] == {names}
+    assert says["prefill"] == {names, ("router", "8002"), ("decode", kv)}
+    assert says["decode"] == {names, ("router", "8002"), ("prefill", "8010"), ("prefill", kv)}
+
+
+def test_clients_can_be_limited_to_namespaces() -> None:
+    found = all_objects(None, "plain", kubernetes__network__client_namespaces={"team": "chat"})
+    assert ("anyone", "8000") not in reached(found, "serval-router", "ingress")
+    assert ("namespace", "8001") in reached(found, "serval-router", "ingress")
+
+
+@each_deployment
+def test_the_deployer_may_write_what_is_rendered_and_no_secret(overlay: str | None, flavour: str) -> None:
+    found = all_objects(overlay, flavour)
+    role = of_kind(found, "Role")["serval-deployer"]
+    rules = [rule for rule in role["rules"] if "patch" in rule["verbs"]]
+    writable = {(group, kind) for rule in rules for group in rule["apiGroups"] for kind in rule["resources"]}
+    for one in found:
+        group = one["apiVersion"].rpartition("/")[0]
+        plural = {"NetworkPolicy": "networkpolicies"}.get(one["kind"], f"{one['kind'].lower()}s")
+        assert (group, plural) in writable
+    assert not {"secrets", "*"} & {kind for _, kind in writable}
+    assert [one["metadata"]["name"] for one in found if one["kind"] == "ClusterRole"] == []
