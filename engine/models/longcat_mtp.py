@@ -23,8 +23,8 @@ from engine.models.rope import RopeTable
 class MtpHead:
     """A DraftHead (engine/models/base.py).
 
-    Only one layer hangs on the whole batch: its KV. So a prompt's tokens pass the two projections that lead to it and nothing else;
-    attention runs over the rows that are sampled, and all that comes after over those that are chosen.
+    Of the whole batch only its KV is wanted, so a prompt's tokens pass the two projections that lead there and nothing else.
+    Attention runs over the rows that are sampled, and all that comes after it over those that are chosen.
     """
 
     def __init__(self, layer: MtpLayer, model_norm: RmsNorm, lm_head: Linear, rope: RopeTable, kv_layer: int) -> None:
@@ -55,7 +55,8 @@ class MtpHead:
         on_layer: OnLayer | None = None,
     ) -> torch.Tensor | None:
         assert self._planned is not None and self._planned[0] is batch, "a draft follows the forward pass of its batch"
-        layer, plan = self._layer, self._planned[1]
+        (_, plan), self._planned = self._planned, None
+        layer = self._layer
         tokens = layer.token_norm(embedding(next_token_ids, layer.embedding))
         x = layer.joint(torch.cat((tokens, layer.hidden_norm(self._model_norm(hidden))), dim=-1))
         down = layer.attention.down(layer.input_norm(x))
