@@ -49,7 +49,9 @@ def test_layerwise(model: Path, tmp_path: Path) -> None:
         with SlowLink(10):
             pass
     except LinkUnavailable:
-        require_lengths(run(model, tmp_path, "layerwise", "--link", "local", *lengths), "local")
+        report = run(model, tmp_path, "layerwise", "--link", "local", *lengths)
+        require_lengths(report, "local")
+        assert {length["link"] for length in report["lengths"]} == {"local"}, "and nothing was measured on a link that is not there"
         return
     report = run(model, tmp_path, "layerwise", "--link", "slow", "--slow-mbit", "10", *lengths)
     require_lengths(report, "slow")
