@@ -23,6 +23,12 @@ LONGEST_MATCH = 32
 PLACES = 8
 """So many of a key's places are compared, the latest: in a text that repeats itself there may be thousands."""
 
+INDEXED_AT_ONCE = 4096
+"""Tokens. A long prompt is indexed over several steps, two milliseconds each, for no answer waits while another's is."""
+
+TOKEN_BITS = 21
+RUN_MASK = (1 << KEY_TOKENS * TOKEN_BITS) - 1
+
 
 class NgramDrafter:
     """A Drafter over each sequence's own tokens."""
@@ -52,18 +58,19 @@ class _Index:
 
     def __init__(self, tokens: list[int]) -> None:
         self._tokens = tokens
-        self._latest: dict[tuple[int, ...], int] = {}
+        self._latest: dict[int, int] = {}
         """By run, the position after its latest place."""
         self._before: dict[int, int] = {}
         """By such a position, the one after the same run's place before it."""
-        self._indexed = KEY_TOKENS - 1
+        self._indexed = 0
+        self._run = 0
+        """The last tokens that are indexed, as one number."""
 
     def continuation(self, limit: int) -> list[int]:
-        tokens = self._tokens
-        if len(tokens) <= KEY_TOKENS:
+        if not self._catch_up():
             return []
-        self._catch_up()
-        position: int | None = self._before.get(len(tokens))
+        tokens = self._tokens
+        position = self._before.get(len(tokens))
         best, longest = None, 0
         for _ in range(PLACES):
             if position is None:
@@ -76,15 +83,20 @@ class _Index:
             position = self._before.get(position)
         return [] if best is None else _read_on(tokens, best, limit)
 
-    def _catch_up(self) -> None:
-        tokens, latest, before = self._tokens, self._latest, self._before
-        for end in range(self._indexed + 1, len(tokens) + 1):
-            key = tuple(tokens[end - KEY_TOKENS : end])
-            earlier = latest.get(key)
-            if earlier is not None:
-                before[end] = earlier
-            latest[key] = end
-        self._indexed = len(tokens)
+    def _catch_up(self) -> bool:
+        """Indexes what has come since, or a part of it; whether that was all."""
+        tokens, latest, before, run = self._tokens, self._latest, self._before, self._run
+        begin = self._indexed
+        end = min(len(tokens), begin + INDEXED_AT_ONCE)
+        for position, token in enumerate(tokens[begin:end], begin + 1):
+            run = (run << TOKEN_BITS | token) & RUN_MASK
+            if position >= KEY_TOKENS:
+                earlier = latest.get(run)
+                if earlier is not None:
+                    before[position] = earlier
+                latest[run] = position
+        self._indexed, self._run = end, run
+        return end == len(tokens)
 
     def _agreement(self, position: int) -> int:
         """How many tokens before `position` are those before the end."""

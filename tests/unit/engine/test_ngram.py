@@ -3,7 +3,7 @@
 import random
 
 from engine.sequence import Sequence
-from engine.speculation.ngram import KEY_TOKENS, LONGEST_MATCH, NgramDrafter
+from engine.speculation.ngram import INDEXED_AT_ONCE, KEY_TOKENS, LONGEST_MATCH, NgramDrafter
 from protocol.sampling import SamplingParams
 
 
@@ -55,6 +55,12 @@ def test_a_growing_text_is_searched_as_if_it_were_new() -> None:
         else:
             assert len(guess) == 5
     assert found > 40
+
+
+def test_a_long_prompt_is_read_over_several_steps() -> None:
+    tokens = [*range(1, 9 * INDEXED_AT_ONCE // 2), 7, 8, 9]
+    drafter, sequence = NgramDrafter(), Sequence("r", tokens, SamplingParams())
+    assert [list(drafter.guess(sequence, 2, ())) for _ in range(6)] == [[]] * 4 + [[10, 11]] * 2
 
 
 def test_nothing_stays_of_a_sequence_that_is_gone() -> None:
