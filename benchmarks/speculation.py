@@ -28,7 +28,7 @@ from benchmarks.terminal import progress_bar
 
 ANSWER_TIMEOUT_S = 300.0
 SIDES = ("with", "without")
-DRAFTED, ACCEPTED = "serval_drafted_tokens_total", "serval_accepted_tokens_total"
+DRAFTED, ACCEPTED = "serval_spec_decode_num_draft_tokens_total", "serval_spec_decode_num_accepted_tokens_total"
 
 
 class SideFailed(NotMeasured):
