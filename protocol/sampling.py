@@ -46,7 +46,7 @@ class SamplingParams:
         """Raises InvalidRequest naming the first field that is out of range."""
         _require(0.0 <= self.temperature <= 100.0, "temperature", "must be between 0 and 100")
         _require(0.0 < self.top_p <= 1.0, "top_p", "must be greater than 0 and at most 1")
-        _require(self.top_k >= 0, "top_k", "must be 0 (off) or positive")
+        _require(0 <= self.top_k < 2**32, "top_k", "must be 0 (off) or positive, below 2^32")
         _require(0.0 <= self.min_p <= 1.0, "min_p", "must be between 0 and 1")
         penalty_fits = MIN_REPETITION_PENALTY <= self.repetition_penalty <= 100.0
         _require(penalty_fits, "repetition_penalty", f"must be between {MIN_REPETITION_PENALTY} and 100")

@@ -44,7 +44,7 @@ class SamplingFields(GenerationBody, StructuredFields, ABC):
     )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = Field(default=None, description="0 and -1: off.")
+    top_k: Annotated[int, Field(ge=-1, lt=2**32)] | None = Field(default=None, description="0 and -1: off.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None

@@ -74,6 +74,7 @@ EVERYWHERE: list[Callable[[Json], Bad]] = [
     wrong("top_p", 0),
     wrong("top_p", 1.01),
     wrong("top_k", -5),
+    wrong("top_k", 5_203_417_591_601_195),
     wrong("min_p", 2),
     wrong("presence_penalty", 3),
     wrong("frequency_penalty", -2.5),

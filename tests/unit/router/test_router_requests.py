@@ -82,6 +82,7 @@ BAD_BOTH: list[tuple[dict[str, Any], str]] = [
     ({"top_p": 0}, "top_p"),
     ({"top_p": 1.1}, "top_p"),
     ({"top_k": -2}, "top_k"),
+    ({"top_k": 2**32}, "top_k"),
     ({"top_k": 1.0}, "top_k"),
     ({"min_p": 2}, "min_p"),
     ({"presence_penalty": 3}, "presence_penalty"),
