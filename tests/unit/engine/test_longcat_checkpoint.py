@@ -177,6 +177,24 @@ def test_missing_and_unexpected_tensors_are_listed(tmp_path: Path) -> None:
     )
 
 
+def test_of_many_tensors_some_are_named(tmp_path: Path) -> None:
+    """One line, however many lack and are too many."""
+    write_tiny_longcat(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    written(tmp_path, config | {"num_layers": 3})
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path)
+    assert str(raised.value) == (
+        "model: the checkpoint lacks tensors: model.layers.2.input_layernorm.0.weight, model.layers.2.input_layernorm.1.weight, "
+        "model.layers.2.mlp.experts.0.down_proj.weight, model.layers.2.mlp.experts.0.gate_proj.weight and 70 more"
+    )
+    written(tmp_path, config | {"num_layers": 1})
+    with pytest.raises(
+        ConfigError, match=r"^model: the checkpoint has unexpected tensors: [^,]+, [^,]+, [^,]+, [^,]+ and 70 more$"
+    ):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

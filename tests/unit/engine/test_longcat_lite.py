@@ -180,11 +180,11 @@ def test_published_sizes(tmp_path: Path) -> None:
         assert tensor_shapes(config)[f"model.ngram_embeddings.post_projs.{n}.weight"] == (3072, 256)
 
 
-def test_the_same_answer_in_every_chunking_and_with_guesses(tmp_path: Path) -> None:
+def test_the_same_answer_in_every_chunking_and_way_of_stepping(tmp_path: Path) -> None:
     folder = write_tiny_longcat(tmp_path, raw=LITE_CONFIG)
     prompt = text(random.Random(1), 260, 150)
     answers = []
-    for chunk, speculation in ((512, "off"), (7, "off"), (512, "mtp"), (64, "ngram")):
+    for chunk, speculation, in_flight in ((512, "off", 1), (7, "off", 1), (512, "mtp", 1), (64, "ngram", 1), (512, "off", 2)):
         metrics = Metrics("decode", "test")
         config = EngineConfig(
             dtype="float32",
@@ -194,6 +194,7 @@ def test_the_same_answer_in_every_chunking_and_with_guesses(tmp_path: Path) -> N
             max_batch_tokens=chunk,
             max_sequences=4,
             speculation=speculation,  # type: ignore[arg-type]
+            steps_in_flight=in_flight,
             check_integrity=True,
         )
         under_test = EngineUnderTest(Engine.load(folder, config, metrics), metrics)
