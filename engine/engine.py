@@ -28,7 +28,8 @@ from engine.sequence import Sequence, SequenceUpdate
 from engine.speculation.choice import make_speculation
 from engine.step_metrics import StepMetrics
 from engine.steps_ahead import StepsAhead
-from protocol.errors import InvalidRequest, ServalError
+from engine.submission import check_submission
+from protocol.errors import ServalError
 from telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -134,17 +135,7 @@ class Engine:
 
     def submit(self, sequence: Sequence) -> None:
         """Hands a sequence over (see Sequence), prepared or not. Raises InvalidRequest when it can never be computed."""
-        if not sequence.tokens:
-            raise InvalidRequest("the prompt is empty", "prompt")
-        if len(sequence.prompt) >= self.max_model_len:
-            raise InvalidRequest(
-                f"the prompt has {len(sequence.prompt)} tokens, the context holds {self.max_model_len} with the answer",
-                "prompt",
-            )
-        if sequence.num_computed and sequence.wants_prompt_logprobs:
-            raise InvalidRequest("prompt_logprobs come of computing the whole prompt here", "prompt_logprobs")
-        if sequence.num_remaining < 1 or len(sequence.blocks) < self.kv_cache.blocks_for(sequence.num_computed):
-            raise InvalidRequest("a sequence must hold the blocks of its computed tokens and leave at least one to compute")
+        check_submission(sequence, self.kv_cache, self.max_model_len)
         self.prepare(sequence)
         self._inbox.append(sequence)
         self.wakeup.set()
