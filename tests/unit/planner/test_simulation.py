@@ -70,7 +70,7 @@ def test_pools_follow_a_swing_within_two_decisions_and_lose_nobody() -> None:
         assert sizes[1] >= offered[grows] / 0.75, f"{grows} in phase {phase}: {sizes}"
         if grows == "decode":
             assert within[-1].prefill.desired == 1 < within[0].prefill.desired, "what is not needed is given back"
-        assert len(set(sizes[6:])) == 1, "and stays"
+        assert max(sizes[6:]) - min(sizes[6:]) <= 1, "and stays"
 
 
 def test_a_week_costs_less_than_the_best_split_that_stays() -> None:
