@@ -51,7 +51,9 @@ def test_layerwise(model: Path, tmp_path: Path) -> None:
     except LinkUnavailable:
         report = run(model, tmp_path, "layerwise", "--link", "local", *lengths)
         require_lengths(report, "local")
-        assert {length["link"] for length in report["lengths"]} == {"local"}, "and nothing was measured on a link that is not there"
+        assert {length["link"] for length in report["lengths"]} == {"local"}, (
+            "and nothing was measured on a link that is not there"
+        )
         return
     report = run(model, tmp_path, "layerwise", "--link", "slow", "--slow-mbit", "10", *lengths)
     require_lengths(report, "slow")
@@ -92,3 +94,14 @@ def test_prefix_routing(model: Path, tmp_path: Path) -> None:
     assert ours["errors"] == theirs["errors"] == []
     assert ours["cached_tokens"] > theirs["cached_tokens"] > 0
     assert ours["prefill_hit_rate"] > theirs["prefill_hit_rate"]
+
+
+def test_speculation(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    command = [sys.executable, "-m", "benchmarks.speculation", "--model", str(model), "--json", str(file), *SMALL]
+    command += ["--rounds", "1", "--task", "code, repeated"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode in (0, 1), done.stdout + done.stderr  # times are not judged here; that it guesses is
+    (task,) = json.loads(file.read_text())["tasks"]
+    assert task["tokens"] == 112
+    assert task["drafted"] >= task["accepted"] > 0
