@@ -47,8 +47,9 @@ def held(name: str, grammar: str, **params: Any) -> Sequence:
     return greedy(name, random_prompt(20, len(name)), grammar=grammar, **{"max_tokens": 100} | params)
 
 
-def test_generated_schemas_give_valid_documents_only(make_engine: MakeEngine) -> None:
-    engine = make_engine(blocks=1024)
+@pytest.mark.parametrize("speculation", ["off", "ngram"])
+def test_generated_schemas_give_valid_documents_only(make_engine: MakeEngine, speculation: str) -> None:
+    engine = make_engine(blocks=1024, speculation=speculation)
     schemas = json_schemas(60, seed=1)
     sequences = [
         held(str(i), grammar_of(schema), max_tokens=2000, seed=i, **STYLES[i % len(STYLES)]) for i, schema in enumerate(schemas)
@@ -60,6 +61,8 @@ def test_generated_schemas_give_valid_documents_only(make_engine: MakeEngine) ->
         Draft202012Validator(schema, format_checker=FormatChecker()).validate(document)
     assert engine.metrics.value("serval_grammar_requests_total") == len(schemas)
     assert engine.metrics.value("serval_grammar_mask_seconds_total") > 0
+    guessed = engine.metrics.value("serval_spec_decode_num_draft_tokens_total")
+    assert guessed >= engine.metrics.value("serval_spec_decode_num_accepted_tokens_total") > 0 or speculation == "off"
     assert 0 < engine.metrics.value("serval_grammar_compile_seconds_count") <= len(schemas)
 
 
