@@ -33,7 +33,7 @@ class Adjustments:
             if row.num_answered < params.min_tokens and row.sequence.matcher is None:
                 bans.add(index, self._ends(row), MINUS_INFINITY)
             if params.repetition_penalty != 1.0:
-                repeated.add(index, {*row.sequence.tokens, *row.drafts}, params.repetition_penalty)
+                repeated.add(index, {*row.sequence.tokens, *row.drafts}, float(params.repetition_penalty))
             if row.num_answered and (params.presence_penalty or params.frequency_penalty):
                 tokens, counts = np.unique([*row.sequence.output, *row.drafts], return_counts=True)
                 said.add(index, tokens.tolist(), (params.presence_penalty + params.frequency_penalty * counts).tolist())

@@ -27,6 +27,10 @@ def test_what_never_holds_is_soon_left_alone_and_tried_now_and_then(
     assert value(SWITCHED_OFF, drafter="foreseeing") == 1
     assert value(ACCEPTED) == sequence.accepted_tokens == 0
     assert 6 <= value(DRAFTED) == sequence.drafted_tokens <= 40
+    after_it = greedy("1", random_prompt(9, 1), max_tokens=150)
+    engine.finish(after_it)
+    assert after_it.output == answers["1"]
+    assert after_it.drafted_tokens < sequence.drafted_tokens, "a new request is believed to be like the last ones"
     assert_balanced(engine)
 
 
