@@ -101,7 +101,11 @@ async def test_a_lease_that_ends_while_a_grammar_compiles_is_not_written_under(
     told = pair.router.submit(random_prompt(40), params_of(grammar=LLMatcher.grammar_from_regex("[a-z]{5}")))
     await asyncio.wait_for(compiling.wait(), 10)
     (job,) = jobs._by_key.values()
-    abort = cluster_pb2.AbortRequest(lease_id=job.lease_id, decode_incarnation=job.decode_incarnation)
+    abort = cluster_pb2.AbortRequest(
+        lease_id=job.lease_id,
+        decode_incarnation=job.decode_incarnation,
+        prefill_incarnation=pair.router.peers["prefill-0"].incarnation,
+    )
     assert (await jobs.abort(abort)).quiesced, "nothing was written, and from now on nothing can be"
     go_on.set()
     ended = await told.until_ended()
