@@ -64,10 +64,6 @@ def build_model(
             kernels = _native_kernels(config, shape, dtype, device)
             return LlamaModel(shape, source, dtype=dtype, device=device, max_model_len=max_model_len, kernels=kernels)
         case LongcatConfig():
-            if device.type == "cuda" and dtype != torch.bfloat16:
-                raise ConfigError(
-                    "dtype: LongCat-Flash on a GPU needs bfloat16, the one format of torch's grouped products there"
-                )
             keeps = keeps_eight_bit(config, device)
             return LongcatModel(shape, source, dtype=dtype, device=device, max_model_len=max_model_len, keeps_eight_bit=keeps)
         case _:

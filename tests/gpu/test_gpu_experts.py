@@ -45,6 +45,8 @@ def test_as_on_the_cpu(gpu: torch.device, tokens: int) -> None:
 
 
 def test_nothing_waits_for_the_device(gpu: torch.device) -> None:
+    if torch.cuda.get_device_capability(gpu) not in ((9, 0), (10, 0)):
+        pytest.skip("torch's grouped product itself looks where experts end, but for compute capabilities 9.0 and 10.0")
     layer, x = mixture(gpu, torch.bfloat16, ExpertTally(gpu)), torch.randn(9, HIDDEN, device=gpu).bfloat16()
     layer(x)
     torch.cuda.synchronize(gpu)
