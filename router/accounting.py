@@ -11,6 +11,7 @@ from router.placement.placer import Placement
 from router.request import End, Request
 from router.tenants.caller import ANONYMOUS, Caller
 from router.tenants.tenant import LimitReached
+from router.worker_time import WorkerTime
 from telemetry.cost import CostConfig
 from telemetry.metrics import Metrics
 from telemetry.one_writer import Count
@@ -42,6 +43,15 @@ class Accounting:
         self._inter_token_latency = metrics.inter_token_latency.of()
         self._running, self._waiting = metrics.requests_running.of(), metrics.requests_waiting.of()
         self._by_tenant: dict[str, _TenantMetrics] = {}
+        for pool, price in self._prices.items():
+            metrics.worker_hour_cost.of(pool=pool).set(price.of(3600))
+
+    def bill_pools(self, worker_time: WorkerTime) -> None:
+        """The time that workers are there is what they cost; of it, requests account for what was computed."""
+        prices = self._prices
+        self._metrics.pool_cost.read_from(
+            lambda: {(pool,): prices[pool].of(seconds) for pool, seconds in worker_time.read().items()}
+        )
 
     def refused(self, error: ServalError, caller: Caller = ANONYMOUS) -> None:
         reason = error.limit if isinstance(error, LimitReached) else str(error.outcome)

@@ -130,6 +130,7 @@ class _Running:
         )
         accounting = Accounting(metrics, config.cost)
         self.members = Membership(self._me, config.model, metrics)
+        accounting.bill_pools(self.members.worker_time)
         self._dispatcher = Dispatcher(config, model, tokenizer, self.members, accounting)
         self._keys.on_reloaded = self._take_tenants
         self._take_tenants()

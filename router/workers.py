@@ -8,6 +8,7 @@ from functools import cached_property
 from protocol import cluster_pb2
 from protocol.errors import ServalError
 from router.request import Request
+from router.worker_time import WorkerTime
 from telemetry.metrics import Metrics
 from telemetry.recent import RecentLine
 
@@ -146,6 +147,7 @@ class Membership:
         self._workers: dict[tuple[int, str], Worker] = {}
         self.on_joined: Callable[[], None] = lambda: None
         self.on_lost: Callable[[Worker, str], None] = lambda worker, reason: None
+        self.worker_time = WorkerTime()
         for pool in POOL_NAMES.values():
             metrics.workers.of(pool=pool).set(0)
 
@@ -223,4 +225,6 @@ class Membership:
                 )
 
     def _count(self, pool: str, role: cluster_pb2.Role.ValueType) -> None:
-        self._metrics.workers.of(pool=pool).set(len(self.pool(role)))
+        workers = len(self.pool(role))
+        self._metrics.workers.of(pool=pool).set(workers)
+        self.worker_time.count(pool, workers)

@@ -12,7 +12,7 @@ import typer
 import benchmarks.load
 import k8s.cli
 from protocol.errors import ConfigError, ServalError
-from serving import cli_security, models_cli, plan_cli
+from serving import cli_security, cost_cli, models_cli, plan_cli
 from serving.config import ServalConfig, load, parse_settings
 
 EXIT_FAILED = 1
@@ -121,6 +121,7 @@ app.add_typer(cli_security.keys, name="keys")
 app.add_typer(models_cli.models, name="models")
 app.add_typer(k8s.cli.app, name="k8s")
 app.command(name="plan")(plan_cli.plan)
+app.command(name="cost")(cost_cli.cost)
 app.command(name="bench")(benchmarks.load.run)
 
 

@@ -67,6 +67,14 @@ class Metrics:
             "Worker time at the configured prices; reason: served, failed, or retried elsewhere",
             ["pool", "tenant", "reason"],
         )
+        self.pool_cost = ReadCounter(
+            self.registry,
+            "serval_pool_cost_dollars",
+            "Time of all workers that have a stream to this router, busy or idle, at the configured prices",
+            self._constant,
+            ["pool"],
+        )
+        self.worker_hour_cost = self._gauge("worker_hour_cost_dollars", "Configured price of one worker and hour", ["pool"])
         self.requests_running = self._gauge("num_requests_running", "Requests being computed")
         self.requests_waiting = self._gauge("num_requests_waiting", "Requests accepted and not yet computed")
         self.time_to_first_token = self._histogram(

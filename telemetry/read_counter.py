@@ -6,7 +6,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-Values = Mapping[tuple[str, ...], int]
+Values = Mapping[tuple[str, ...], float]
 """By the values of the labels, the constant ones left out."""
 
 

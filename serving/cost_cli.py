@@ -1,0 +1,71 @@
+"""`serval cost`: the bill of a running cluster."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from planner.bill import Bill
+
+
+def cost(
+    url: Annotated[
+        str, typer.Option(help="A router's HTTP address. Its workers' /metrics are read too.")
+    ] = "http://127.0.0.1:8000",
+    prometheus: Annotated[str | None, typer.Option(help="Prometheus' address; read instead of the router.")] = None,
+    window: Annotated[str, typer.Option(help="With Prometheus: how far back, such as 24h.")] = "24h",
+    ca: Annotated[
+        Path | None, typer.Option(envvar="SERVAL_CA", help="PEM file of the authority that signed the cluster's certificate.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the bill as JSON.")] = False,
+) -> None:
+    """Print what a cluster costs: by pool, per million tokens, by tenant, idle, retried and failed."""
+
+    from planner.bill import make_bill
+    from serving.chat_client import Cluster, connect
+    from serving.cost_samples import from_prometheus, from_router
+
+    with connect(Cluster(prometheus or url, ca)) as client:
+        if prometheus is not None:
+            samples = from_prometheus(client, prometheus.rstrip("/"), window)
+        else:
+            samples = from_router(client, url.rstrip("/"))
+    bill = make_bill(samples)
+    if as_json:
+        json.dump(asdict(bill), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        _show(bill, f"in the last {window}" if prometheus is not None else "since the router started")
+
+
+def _show(bill: "Bill", since: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("pool", "workers", "$/hour", "$", "requests $", "idle $", "unaccounted $"):
+        table.add_column(name, justify="left" if name == "pool" else "right")
+    for name, pool in bill.pools.items():
+        dollars = (pool.usd_per_hour, pool.usd, pool.requests_usd, pool.idle_usd, pool.unaccounted_usd)
+        table.add_row(name, f"{pool.workers:.0f}", *map(_dollars, dollars))
+    console.print(f"${_dollars(bill.usd)} {since}, ${_dollars(bill.idle_usd)} of it idle")
+    console.print(table)
+    prices = f"input {_price(bill.usd_per_million_input)}, output {_price(bill.usd_per_million_output)}"
+    console.print(f"per million tokens, idle time included: {prices}")
+    for title, amounts in (("by tenant", bill.usd_by_tenant), ("by what became of it", bill.usd_by_reason)):
+        told = ", ".join(f"{name} ${_dollars(usd)}" for name, usd in sorted(amounts.items())) or "nothing yet"
+        console.print(f"requests {title}: {told}")
+
+
+def _dollars(usd: float) -> str:
+    """Cents for bills, and what is left of small ones."""
+    return f"{usd:,.2f}" if abs(usd) >= 1 else f"{usd:.4g}"
+
+
+def _price(usd: float | None) -> str:
+    return "none yet" if usd is None else f"${_dollars(usd)}"
