@@ -6,6 +6,7 @@
 #   make structured                 500 generated JSON schemas, every answer held to its own (minutes)
 #   make check                       lint, format, types, import layers, generated stubs
 #   make proto                       generate the protobuf stubs again
+#   make model [ARGS=--tiny]         the protocol by which KV lands, explored state by state with Spin (minutes)
 #   make bench [ARGS="--json out"]   measure a running cluster
 #   make clean                       remove .venv and every cache
 #
@@ -31,7 +32,7 @@ EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
 .DELETE_ON_ERROR:
-.PHONY: run test check proto bench schemathesis structured clean setup setup-dev
+.PHONY: run test check proto bench schemathesis structured model clean setup setup-dev
 
 run: .venv/.ready
 	@$(BIN)/serval up $(ARGS)
@@ -60,6 +61,12 @@ check: .venv/.ready-dev
 	$(BIN)/lint-imports --no-cache
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m protocol.generate --check
 	$(BIN)/python -m k8s.generate --check
+
+# Needs Spin and a C compiler: installed where that is possible without asking, named where it is not.
+model:
+	@command -v spin >/dev/null || { test "$$(id -u)" = 0 && { apt-get install -y -qq spin || \
+		{ apt-get update -qq && apt-get install -y -qq spin; }; } >/dev/null 2>&1; } || true
+	@$(PYTHON) tests/model/check.py $(ARGS)
 
 proto: .venv/.ready-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m protocol.generate
