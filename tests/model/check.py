@@ -2,7 +2,7 @@
 
 python tests/model/check.py                the whole, minutes on two cores (`make model`)
 python tests/model/check.py --tiny         small bounds, seconds
-python tests/model/check.py --trace NAME   the shortest way that was found to a mutant's violation, step by step
+python tests/model/check.py --trace NAME   how a mutant comes to its violation, step by step
 
 Ends with 0 only when every run came out as expected and was searched to its end. Needs spin and a C compiler, and nothing else.
 """
@@ -90,7 +90,8 @@ def explore(run: Run, folder: Path) -> str:
     """What the search printed; builds it in `folder` first. Raises CalledProcessError, TimeoutExpired."""
     defines = run.defines.split() + (["-DLIVENESS"] if run.is_liveness else [])
     kind = ["-DNFAIR=3"] if run.is_liveness else ["-DSAFETY"]
-    called(["spin", "-a", *defines, str(MODEL)], folder)
+    shutil.copy(MODEL, folder)
+    called(["spin", "-a", *defines, MODEL.name], folder)
     # A search of seconds is over before an optimising compiler is.
     optimise = "-O0" if run.is_quick else "-O2"
     called(["cc", optimise, "-w", f"-DMEMLIM={MEMORY_MB}", *kind, "-o", "pan", "pan.c"], folder)
@@ -149,7 +150,7 @@ def trace(run: Run) -> None:
     with tempfile.TemporaryDirectory(prefix="kv-landing-") as folder:
         explore(run, Path(folder))
         defines = run.defines.split() + (["-DLIVENESS"] if run.is_liveness else [])
-        print(called(["spin", "-t", "-p", "-g", *defines, str(MODEL)], Path(folder)))
+        print(called(["spin", "-t", "-p", "-g", *defines, MODEL.name], Path(folder)))
 
 
 def main() -> int:
