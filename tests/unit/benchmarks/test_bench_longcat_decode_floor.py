@@ -10,14 +10,19 @@ from engine.models.registry import build_model
 CPU = Place(torch.device("cpu"), torch.float32)
 
 
-def test_the_full_size_is_chat() -> None:
-    config = chat_like(6144, 28, 512, 131072)
+def test_a_layer_of_full_size_is_one_of_chats() -> None:
+    around = 2 * 131072 * 6144 + 6144  # embedding, head, final norm
+    parameters = count_parameters(chat_like(6144, 1, 512, 131072))
+    assert round((28 * (parameters.total - around) + around) / 1e9, 2) == 560.66
+
+
+def test_one_token_reads_what_it_activates_and_many_read_all() -> None:
+    config = chat_like(96, 2, 16, 40)
     parameters = count_parameters(config)
-    assert round(parameters.total / 1e9, 2) == 560.66
-    assert abs(weights_read(config, 1) - parameters.activated_mean) < 1e-6 * parameters.total
-    everything = parameters.total - 131072 * 6144
-    assert weights_read(config, 8) < weights_read(config, 64) < everything
-    assert weights_read(config, 10_000) == everything
+    assert weights_read(config, 1) == parameters.activated_mean
+    everything = parameters.total - config.vocab_size * config.hidden_size
+    assert weights_read(config, 2) < weights_read(config, 4) < everything
+    assert weights_read(config, 1000) == everything
 
 
 def test_a_step_is_measured_against_what_it_reads() -> None:
