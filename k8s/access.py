@@ -28,7 +28,7 @@ def rights(deployment: Deployment) -> list[Manifest]:
         owned["apps"] = ["deployments"]
     else:
         owned["ray.io"] = ["rayservices"]
-    owned["monitoring.coreos.com"] = ["podmonitors"]
+    owned["monitoring.coreos.com"] = ["podmonitors", "prometheusrules"]
     rules = [{"apiGroups": [group], "resources": kinds, "verbs": WRITE} for group, kinds in owned.items()]
     rules.append({"apiGroups": [""], "resources": ["pods", "events"], "verbs": READ})
     name = full_name(deployment, DEPLOYER)

@@ -1,8 +1,11 @@
 """The `kubernetes` group of settings: what a cluster of machines must know that `serval up` need not."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from telemetry.metrics import ITL_BUCKETS, TTFT_BUCKETS
 
 Flavour = Literal["rayservice", "plain"]
 
@@ -153,6 +156,37 @@ class NetworkConfig(Settings):
         return ports
 
 
+class SloConfig(Settings):
+    """What users are promised, for dashboards and alerts."""
+
+    ttft_s: float = Field(
+        2.5, description="Seconds to the first token. A bound of the histogram: what lies between is not known."
+    )
+    itl_s: float = Field(0.1, description="Seconds between two tokens of one answer; likewise a bound.")
+    goal: float = Field(
+        0.99, gt=0, lt=1, description="Share of requests that are answered, and whose first token comes in time, over 30 days."
+    )
+    runbooks_url: str = Field(
+        "docs/runbooks", min_length=1, description="Where alerts send people: the folder of the runbooks."
+    )
+
+    @field_validator("ttft_s")
+    @classmethod
+    def _is_a_ttft_bucket(cls, bound: float) -> float:
+        return _bound_of(bound, TTFT_BUCKETS)
+
+    @field_validator("itl_s")
+    @classmethod
+    def _is_an_itl_bucket(cls, bound: float) -> float:
+        return _bound_of(bound, ITL_BUCKETS)
+
+
+def _bound_of(bound: float, buckets: Sequence[float]) -> float:
+    if bound not in buckets:
+        raise ValueError(f"must be one of {', '.join(f'{bucket:g}' for bucket in buckets)}")
+    return bound
+
+
 class RayConfig(Settings):
     """What only the RayService flavour needs."""
 
@@ -194,8 +228,11 @@ class KubernetesConfig(Settings):
     secrets: SecretsConfig = SecretsConfig()
     network: NetworkConfig = NetworkConfig()
     ray: RayConfig = RayConfig()
+    slo: SloConfig = SloConfig()
     monitoring: bool = Field(
-        True, description="Objects for the Prometheus operator (PodMonitor, ServiceMonitor), whose CRDs must be installed."
+        True,
+        description="Objects for the Prometheus operator (PodMonitor, PrometheusRule), whose CRDs must be installed, and "
+        "dashboards as ConfigMaps for Grafana.",
     )
     deregister_s: int = Field(
         5,

@@ -1,11 +1,17 @@
-"""What the Prometheus operator is told: which pods have figures, and where."""
+"""What the Prometheus operator is told: which pods have figures, and what to make of them; and Grafana's dashboards."""
 
+import json
 from typing import Any
 
+from k8s.dashboards import dashboards
 from k8s.deployment import Deployment
 from k8s.objects import PREFIX, WORKERS, Manifest, manifest, selector
+from k8s.rules import groups
 
 PERIOD = "15s"
+
+GRAFANA = {"grafana_dashboard": "1"}
+"""The label by which Grafana's sidecar finds ConfigMaps with dashboards."""
 
 
 def monitors(deployment: Deployment) -> list[Manifest]:
@@ -23,6 +29,23 @@ def monitors(deployment: Deployment) -> list[Manifest]:
         _monitor(deployment, "routers", {"matchLabels": selector(deployment, "router")}, router),
         _monitor(deployment, "workers", workers, worker),
     ]
+
+
+def rules(deployment: Deployment) -> Manifest:
+    content = {"groups": groups(deployment.kubernetes.slo)}
+    return manifest(deployment, "monitoring.coreos.com/v1", "PrometheusRule", "rules", spec=content)
+
+
+def boards(deployment: Deployment) -> list[Manifest]:
+    """One ConfigMap per dashboard."""
+    found = []
+    for board in dashboards(deployment.kubernetes.slo):
+        part = f"dashboard-{board.uid.removeprefix('serval-')}"
+        text = json.dumps(board.to_json(), indent=1) + "\n"
+        one = manifest(deployment, "v1", "ConfigMap", part, data={f"{board.uid}.json": text})
+        one["metadata"]["labels"] |= GRAFANA
+        found.append(one)
+    return found
 
 
 def _monitor(deployment: Deployment, part: str, chosen: dict[str, Any], endpoint: dict[str, Any]) -> Manifest:

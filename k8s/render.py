@@ -6,7 +6,7 @@ from pathlib import Path
 from k8s import plain, ray
 from k8s.access import accounts, config_map, rights
 from k8s.deployment import Deployment
-from k8s.monitoring import monitors
+from k8s.monitoring import boards, monitors, rules
 from k8s.objects import Manifest, dump, to_yaml
 from k8s.policies import policies
 from k8s.services import disruption_budgets, services
@@ -26,7 +26,8 @@ def render(deployment: Deployment) -> dict[str, list[Manifest]]:
         "workloads.yaml": flavour.workloads(deployment),
     }
     if deployment.kubernetes.monitoring:
-        files["monitoring.yaml"] = monitors(deployment)
+        files["monitoring.yaml"] = [*monitors(deployment), rules(deployment)]
+        files["dashboards.yaml"] = boards(deployment)
     return files
 
 
