@@ -17,7 +17,7 @@ def serving(slo: SloConfig) -> Dashboard:
     tenant = Variable("tenant", f"label_values({series('requests', 'total')}, tenant)")
     first = "time_to_first_token_seconds"
     latency = [
-        Panel("Time to the first token", "s", _quantiles(first, tenant="$tenant"), "Arrival to the first token leaving the router."),
+        Panel("Time to the first token", "s", _quantiles(first, tenant="$tenant"), "From arrival until it leaves the router."),
         Panel("Between two tokens (ITL)", "s", _quantiles("inter_token_latency_seconds"), "Of all tenants."),
         Panel(
             "Tokens per second of one user",
@@ -134,15 +134,17 @@ def pools() -> Dashboard:
 
 
 def cost() -> Dashboard:
-    paid, busy = NOW.rate("pool_cost_dollars"), NOW.rate("cost_dollars")
+    # Every router counts all workers, so one of them is asked; requests are each counted by the one that had them.
+    by_pool = NOW.rate("pool_cost_dollars", "pool", how="max")
+    paid, busy = f"sum({by_pool})", NOW.rate("cost_dollars")
     answered = NOW.rate("generation_tokens")
     price = NOW.gauge("worker_hour_cost_dollars", "pool", how="max")
-    idle = f"({NOW.rate('pool_cost_dollars', 'pool')} - {NOW.rate('cost_dollars', 'pool')})"
+    idle = f"({by_pool} - {NOW.rate('cost_dollars', 'pool')})"
     bill = [
         Panel(
             "Paid per hour, by pool",
             "currencyUSD",
-            [Target(_hourly(NOW.rate("pool_cost_dollars", "pool")), "{{pool}}")],
+            [Target(_hourly(by_pool), "{{pool}}")],
             "All workers that routers know, busy or idle, at the configured prices.",
             stacked=True,
         ),

@@ -39,13 +39,13 @@ class Queries:
 
     window: str
 
-    def rate(self, name: str, *by: str, **matchers: str) -> str:
-        """Of a counter, per second."""
-        return self._sum(f"rate({series(name, 'total', self.window, **matchers)})", name, by)
+    def rate(self, name: str, *by: str, how: str = "sum", **matchers: str) -> str:
+        """Of a counter, per second. `how` is max for what every router counts in full."""
+        return self._sum(f"rate({series(name, 'total', self.window, **matchers)})", name, by, how)
 
-    def increase(self, name: str, *by: str, **matchers: str) -> str:
+    def increase(self, name: str, *by: str, how: str = "sum", **matchers: str) -> str:
         """Of a counter, over the window."""
-        return self._sum(f"increase({series(name, 'total', self.window, **matchers)})", name, by)
+        return self._sum(f"increase({series(name, 'total', self.window, **matchers)})", name, by, how)
 
     def quantile(self, share: float, name: str, *by: str, **matchers: str) -> str:
         """Of a histogram."""

@@ -59,7 +59,7 @@ def _recorded(slo: SloConfig) -> list[Rule]:
     rules.append(_record("serval:ttft_seconds:p99", now.quantile(0.99, "time_to_first_token_seconds")))
     rules.append(_record("serval:itl_seconds:p99", now.quantile(0.99, "inter_token_latency_seconds")))
     rules.append(_record("serval:busy:share", now.rate("engine_busy_seconds", "role", "worker")))
-    rules.append(_record("serval:cost_dollars:per_hour", f"3600 * {now.rate('pool_cost_dollars', 'pool')}"))
+    rules.append(_record("serval:cost_dollars:per_hour", f"3600 * {now.rate('pool_cost_dollars', 'pool', how='max')}"))
     return rules
 
 
@@ -100,7 +100,7 @@ def _health(slo: SloConfig) -> list[Rule]:
         _alert(
             slo,
             "ServalWorkersLost",
-            f"{long.increase('worker_losses', 'pool')} > 3",
+            f"{long.increase('worker_losses', 'pool', how='max')} > 3",
             "0m",
             "warning",
             "{{ $value | humanize }} {{ $labels.pool }} workers were lost within an hour",
