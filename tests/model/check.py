@@ -28,7 +28,8 @@ MOST_STEPS = 20_000
 
 REUSE = "-DLEASES=2"
 SMALL_REUSE = "-DLEASES=2 -DLAYERS=1"
-RESTART = "-DDECODE_LIVES=2 -DLEASES=1 -DLAYERS=1"
+TWO_LIVES = "-DDECODE_LIVES=2 -DLEASES=1"
+RESTART = f"{TWO_LIVES} -DLAYERS=1"
 ONE = "-DLEASES=1 -DLAYERS=1"
 FENCES_ALONE = "-DNO_DIGEST -DPUMP_PROVES -DFENCE"
 
@@ -53,7 +54,9 @@ class Run:
 RUNS = (
     Run("as built: the slot is leased again, either side may die", REUSE, True),
     Run("as built: ... with writes of one layer", SMALL_REUSE, True, is_tiny=True),
+    Run("as built: ... three times over", "-DLEASES=3 -DLAYERS=1", True),
     Run("as built: both sides come back in another life", RESTART, True),
+    Run("as built: ... with writes of two layers", f"{TWO_LIVES} -DDUPLICATES=0 -DBREAKS=0", True),
     Run("the fences alone, no digest (a pump that proves)", f"{REUSE} {FENCES_ALONE}", True),
     Run("the digest alone, no fence", f"{SMALL_REUSE} -DNO_QUIESCE", True),
     Run("every request ends", f"{ONE} -DCHECK_REQUESTS", True, is_liveness=True),

@@ -11,7 +11,7 @@
  * whether a barrier write really proves what it is taken for (tests/integration/test_kvtransfer_failures.py measures that).
  *
  * What is left out makes it weaker than the code, never stronger: notifications are matched without the request's key and
- * attempt (a continued request has the same ones), leases do not end on the sender's clock by a fixed time but at any.
+ * attempt number (who sent what to whom must be enough), and leases end at any time instead of at a fixed one.
  *
  * Mutants (-D): what the code would be without one of its rules. Each must break a property.
  *   VERIFY_FIRST    the digest is checked in the landing slot, before the copy
