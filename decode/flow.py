@@ -41,6 +41,7 @@ class Flow:
         self._settling: asyncio.Task[float] | None = None
         self._reservation = Reservation(request, parts)
         self._late_end: tuple[Outcome, str] | None = None
+        self._end_owes_prefill_time = False
         self._in_engine = False
         self._computes_here: tuple[int, float] | None = None
         """Prompt tokens that the engine has to compute for it, and since when; None once they brought a token."""
@@ -62,7 +63,7 @@ class Flow:
         that it meets ends this request, and is nothing to the others of that step."""
         if update.finish is not None and not self._engine_end.done():
             self._engine_end.set_result(update)
-        if self.request.lifecycle.has_ended:
+        if self.request.lifecycle.has_ended or self._late_end is not None:
             return None
         try:
             return self._told(update)
@@ -245,11 +246,25 @@ class Flow:
 
     def _end(self, outcome: Outcome, message: str = "") -> None:
         """Tells the router, unless it was told already. Where the request is over for the router in any case, and it is not known
-        yet what its prompt took of the prefill worker, `clean_up` tells it, with that."""
+        yet what it took of the prefill worker or of the engine here, `clean_up` tells it, with that."""
+        if outcome not in _OVER or not (self._prefill_owes_time or self._engine_owes_time):
+            self._tell_end(outcome, message)
+        elif self._late_end is None and not self.request.lifecycle.has_ended:
+            self._late_end = outcome, message
+            self._end_owes_prefill_time = self._prefill_owes_time
+
+    @property
+    def _prefill_owes_time(self) -> bool:
+        return self._settling is None and self._remote is not None and self._remote.owes_busy_time
+
+    @property
+    def _engine_owes_time(self) -> bool:
+        """Steps that compute the sequence may still run."""
+        return self._in_engine and not self._engine_end.done()
+
+    def _tell_end(self, outcome: Outcome, message: str) -> None:
         request = self.request
-        if outcome in _OVER and self._settling is None and self._remote is not None and self._remote.owes_busy_time:
-            self._late_end = self._late_end or (outcome, message)
-        elif not request.lifecycle.has_ended:
+        if not request.lifecycle.has_ended:
             request.lifecycle.advance(Event.END)
             request.link.send([request.output([], [], request.ended(outcome, message))])
 
@@ -271,9 +286,10 @@ class Flow:
         if self._settling is not None:
             busy_s = await self._settling
             self._parts.line.advance()
-            if self._late_end is not None:
+            if self._end_owes_prefill_time:
                 self.request.timings.prefill_busy_s = busy_s
-                self._end(*self._late_end)
+        if self._late_end is not None:
+            self._tell_end(*self._late_end)
 
     def _settle(self) -> None:
         """Stops copying at once, and ends the lease in the background."""
