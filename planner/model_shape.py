@@ -39,8 +39,6 @@ class ModelShape:
     shortcut: bool
     """LongCat-Flash's layer: two attentions and two dense MLPs, beside which the experts' tokens travel."""
     max_context: int
-    table_parameters: int = 0
-    """Of tables in which tokens are looked up, not multiplied, the input embedding apart."""
 
     @property
     def kv_layers(self) -> int:
@@ -71,7 +69,7 @@ class ModelShape:
 
     @property
     def total_parameters(self) -> int:
-        tables = self.head_parameters * (1 if self.tied_head else 2) + self.table_parameters
+        tables = self.head_parameters * (1 if self.tied_head else 2)
         return self.common_parameters + self.expert_parameters + tables
 
     @property

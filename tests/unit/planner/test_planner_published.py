@@ -44,6 +44,6 @@ def test_some_points_are_predictions() -> None:
 
 @pytest.mark.parametrize("residual", residuals(measured_overheads()), ids=lambda residual: residual.name)
 def test_the_docs_tell_every_error(residual: Residual) -> None:
-    """`make`-free: a changed model shows as a row that is no longer there."""
+    """A changed model shows as a row that is no longer there."""
     row = f"| {residual.name} | {residual.published:,.1f} | {residual.predicted:,.1f} | {residual.error:+.1%} |"
     assert row in DOCS.read_text()
