@@ -86,7 +86,7 @@ setup-dev: .venv/.ready-dev
 .venv/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Serval needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
-	@echo "setting up .venv (once)"
+	@echo "setting up .venv (once, some minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(INSTALL) "setuptools>=77"
 	@touch $@

@@ -84,7 +84,7 @@ def _pool_bill(found: "_Samples", pool: str) -> PoolBill:
         usd=usd,
         requests_usd=requests_usd,
         idle_usd=usd - busy_usd,
-        unaccounted_usd=busy_usd - requests_usd,
+        unaccounted_usd=round(busy_usd - requests_usd, 12),
     )
 
 

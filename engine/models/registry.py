@@ -71,7 +71,9 @@ def build_model(
 
 
 def _native_kernels(config: EngineConfig, shape: LlamaConfig, dtype: torch.dtype, device: torch.device) -> CDLL | None:
-    reason = "native_kernels is off" if config.native_kernels == "off" else why_not(shape, dtype, device, config.block_size)
+    if config.native_kernels == "off":
+        return None
+    reason = why_not(shape, dtype, device, config.block_size)
     if reason is not None:
         log.info("native kernels are off, torch computes every step: %s", reason)
         return None
