@@ -126,6 +126,10 @@ def _object(captured: str) -> str | None:
     if not captured.startswith('"'):
         return None
     text = json.loads(captured)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # escapes for half a character: nothing that could be sent on
+        return None
     value = JsonValue()
     end, whole = value.feed(text.strip())
     is_object = value.is_done and end == len(text.strip()) and whole.startswith("{")

@@ -81,6 +81,7 @@ def _arguments(given: str | Mapping[str, Any], field: str) -> dict[str, Any]:
         return dict(given)
     try:
         arguments = json.loads(given or "{}")
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()  # half a character or NaN is no JSON text
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{field}: not JSON", field) from error
     if not isinstance(arguments, dict):

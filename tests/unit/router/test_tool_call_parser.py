@@ -119,6 +119,7 @@ def test_what_models_write(form: ToolFormat, answer: str, text: str, calls: list
         (HERMES, '<tool_call>{"name": 7, "arguments": {}}</tool_call>'),
         (HERMES, '<tool_call>{"arguments": {"city": "Paris"}}</tool_call>'),
         (HERMES, '<tool_call>{"name": "get_weather", "arguments": [1]}</tool_call>'),
+        (HERMES, r'<tool_call>{"name": "get_weather", "arguments": "{\"city\": \"\ud800\"}"}</tool_call>'),
         (HERMES, '<tool_call>{"name": "get_weather", "argu'),
         (HERMES, "<tool_call>[]</tool_call> "),
         (HERMES, "<tool_call><function=no_such_tool></function></tool_call>"),

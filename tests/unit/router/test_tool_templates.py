@@ -251,7 +251,7 @@ def test_without_a_place_for_a_system_message_the_user_s_has_it() -> None:
     assert "What's the weather?<|im_end|>" in rendered
 
 
-@pytest.mark.parametrize("arguments", ["[1]", "{", "7"])
+@pytest.mark.parametrize("arguments", ["[1]", "{", "7", '{"a": "\\ud800"}', '{"\\udc00": 1}', '{"a": NaN}', '{"a": 1e999}'])
 @pytest.mark.parametrize("source", [QWEN, CHATML])
 def test_arguments_must_be_an_object(source: str, arguments: str) -> None:
     message = called("now")

@@ -61,7 +61,7 @@ def test_a_trace_and_its_simulation(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--isl", "1", "--osl", "1"), "rate: is needed where there is no trace"),
+        (("--isl", "1", "--osl", "1"), "rate: give --rate, or a --trace"),
         ((*CHAT, "--trace", "TRACE"), "isl: comes from the trace"),
         ((*CHAT, "--simulate"), "simulate: needs a trace"),
         ((*CHAT, "--gpu", "abacus"), "gpu: abacus is not known; known are a100"),
