@@ -208,8 +208,11 @@ def _share_settings(settings: dict[str, Any], folder: Path) -> None:
     router["model_dir"] = folder
     if "host" in cluster:
         router.setdefault("host", cluster["host"])
+    engine = _group(settings, "engine")
     # torch would take every core for every worker, and they would only wait for each other.
-    _group(settings, "engine").setdefault("threads", 1)
+    engine.setdefault("threads", 1)
+    if engine.get("max_model_len") is not None:  # what clients are told is what workers hold
+        router.setdefault("max_model_len", engine["max_model_len"])
 
 
 def _read_sizes(settings: dict[str, Any]) -> None:

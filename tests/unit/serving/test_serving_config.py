@@ -127,3 +127,9 @@ def test_every_setting_says_what_it_is() -> None:
         model = getattr(config, group)
         for name, field in getattr(type(model), "model_fields", {}).items():
             assert field.description, f"{group}.{name}"
+
+
+def test_clients_are_told_the_context_that_workers_hold() -> None:
+    assert load(None, {"engine.max_model_len": 512}).router.max_model_len == 512
+    assert load(None, {"engine.max_model_len": 512, "router.max_model_len": 300}).router.max_model_len == 300
+    assert load(None, {}).router.max_model_len is None
