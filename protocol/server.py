@@ -8,6 +8,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from protocol.errors import ConfigError
+from protocol.malformed import RefuseMalformed
 from protocol.peer_guard import PeerGuard
 from protocol.tls import TlsIdentity
 
@@ -49,7 +50,8 @@ class GrpcServer:
         ]
         if max_streams is not None:
             limits.append(("grpc.max_concurrent_streams", max_streams))
-        self.server = grpc.aio.server(options=(*SERVER_OPTIONS, *limits), interceptors=(guard,) if guard else None)
+        interceptors = (guard, RefuseMalformed()) if guard else (RefuseMalformed(),)
+        self.server = grpc.aio.server(options=(*SERVER_OPTIONS, *limits), interceptors=interceptors)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)

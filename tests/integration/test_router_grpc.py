@@ -42,6 +42,20 @@ def stub(running: Cluster) -> Any:
     return serval_pb2_grpc.ServalStub(running.channel)
 
 
+@pytest.mark.parametrize("message", [b"\xff" * 50, b"\x12\x03\xed\xa0\x80"], ids=["no message", "half a character"])
+@pytest.mark.parametrize("method", ["Generate", "Tokenize"])
+async def test_bytes_that_are_no_message_are_the_caller_s_mistake(running: Cluster, method: str, message: bytes) -> None:
+    path = f"/serval.v1.Serval/{method}"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        if method == "Generate":
+            async for _ in running.channel.unary_stream(path)(message, timeout=WAIT_S):
+                pass
+        else:
+            await running.channel.unary_unary(path)(message, timeout=WAIT_S)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "message" in (refused.value.details() or "")
+
+
 async def test_an_answer_is_streamed_and_ends_with_its_finish(running: Cluster) -> None:
     async with running.worker("prefill"), running.worker(answer=positional_answer(TEXT)):
         call = stub(running).Generate(ask(), timeout=WAIT_S, metadata=[("x-request-id", "mine")])
