@@ -7,6 +7,7 @@ it has to ask again (RFC 9112, 9.3.2).
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -14,6 +15,10 @@ from typing import Any
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+UPGRADE = re.compile(rb"\r\nupgrade:[^\r]*", re.IGNORECASE)
+"""An offer to go on in another protocol, as Java's HttpClient makes with every request (h2c). A server may pass over it (RFC 9110,
+7.8); uvicorn's parser would pass over the request's body too. Heads that come in several packets are not looked at."""
 
 Refused = Callable[[str], None]
 """Takes the reason, for the metric."""
@@ -62,6 +67,9 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
                     self._await_head()
                 else:
                     self._timer = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+            if self._is_reading_head and not self._head_bytes:
+                head, end, rest = data.partition(b"\r\n\r\n")
+                data = UPGRADE.sub(b"", head) + end + rest if end else data
             self._head_bytes += len(data)
             super().data_received(data)
             if self._is_reading_head and self._head_bytes > limits.head_bytes:

@@ -131,6 +131,18 @@ async def test_a_line_end_behind_a_body_does_not_cut_the_answer(running: Cluster
     assert rejected(running, "head_timeout") == 0
 
 
+@pytest.mark.parametrize(
+    "offer", [b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings, close", b"upgrade:websocket\r\nconnection: close"]
+)
+async def test_an_offer_to_upgrade_takes_no_body_away(running: Cluster, offer: bytes) -> None:
+    body = b'{"model": "test-model", "prompt": [1, 2, 3], "max_tokens": 1, "user": "\\r\\nupgrade: me"}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n%s\r\ncontent-length: %d\r\n\r\n" % (offer, len(body))
+    async with running.worker(answer=positional_answer("a")), connection(running.ports.http) as (reader, writer):
+        writer.write(head + body)
+        answer = await asyncio.wait_for(reader.read(), WAIT_S)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
 def streamed(**more: Any) -> bytes:
     body = json.dumps({"model": MODEL, "prompt": [1, 2, 3], "max_tokens": 50, "stream": True, **more}).encode()
     return b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
