@@ -2,6 +2,7 @@
 #
 #   make run [ARGS="--decode 2"]     the cluster on this machine: one router, one prefill worker, one decode worker
 #   make test [ARGS="tests/unit"]    the whole test suite
+#   make test-long                  what `make test` leaves out: the comparisons, and faults under Ray (minutes)
 #   make schemathesis               thousands of generated HTTP requests against a running cluster (minutes)
 #   make structured                 500 generated JSON schemas, every answer held to its own (minutes)
 #   make check                       lint, format, types, import layers, generated stubs
@@ -32,7 +33,7 @@ EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
 .DELETE_ON_ERROR:
-.PHONY: run test check proto bench schemathesis structured model clean setup setup-dev
+.PHONY: run test test-long check proto bench schemathesis structured model clean setup setup-dev
 
 run: .venv/.ready
 	@$(BIN)/serval up $(ARGS)
@@ -42,11 +43,14 @@ test: .venv/.ready-dev .venv/.ready-clients
 ifeq ($(ARGS),)
 	@status=0; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not cluster" || status=1; \
-	$(BIN)/python -m pytest -m cluster || status=1; \
+	$(BIN)/python -m pytest -m "cluster and not long" || status=1; \
 	exit $$status
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
+
+test-long: .venv/.ready-dev
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 schemathesis: .venv/.ready-dev
 	SERVAL_SCHEMATHESIS_CASES=5000 $(BIN)/python -m pytest -s tests/cluster/test_schemathesis.py $(ARGS)

@@ -11,7 +11,7 @@ from cluster_reference import Reference
 from cluster_shared import Clusters
 
 pytest.importorskip("ray", reason="needs the extra `ray`")
-pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
