@@ -14,7 +14,7 @@ ROUNDS = 16
 """Of a long line, so many rounds serve about all: nobody waits longer for others, however many there are."""
 ROUNDS_TO_READ = 20
 """After a round with writers, so many without. Measured with 32 flooded streams on two cores: 56 to 64 us and 2 tokens per event
-without them; 25 to 34 us and 20 to 28 tokens per event in three runs of four with them (68 us in the fourth)."""
+without them; 25 to 34 us and 20 to 28 tokens per event in three runs of five with them, 66 to 68 us and 5 to 8 in two."""
 
 
 class Turns:
