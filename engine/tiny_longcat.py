@@ -17,34 +17,10 @@ from engine.models.blueprint import tensor_shapes
 from engine.models.longcat_names import MTP_EMBEDDING, MTP_PREFIX
 from engine.models.registry import read_model_config
 from engine.tiny_tokenizer import ByteTokenizer, write_json
+from protocol.chat_templates import LONGCAT_CHAT
 
 FILES = 3
 """Into which the tensors are spread."""
-
-CHAT_TEMPLATE = """\
-{%- if tools -%}
-{{- '## Tools\\nYou can call these functions:\\n' -}}
-{%- for tool in tools -%}{{- tool['function'] | tojson + '\\n' -}}{%- endfor -%}
-{{- 'A call is\\n<longcat_tool_call>\\n{"name": name, "arguments": {...}}\\n</longcat_tool_call>\\n'
-    + 'and several are written one after another.\\n\\n## Messages\\n' -}}
-{%- endif -%}
-{%- set state = namespace(round=0) -%}
-{%- for message in messages -%}
-{%- if message['role'] == 'system' -%}{{- 'SYSTEM:' + message['content'] -}}
-{%- elif message['role'] == 'assistant' -%}
-{{- message['content'] or '' -}}
-{%- for call in message['tool_calls'] or [] -%}
-{{- '<longcat_tool_call>\\n' + ({'name': call['function']['name'], 'arguments': call['function']['arguments']} | tojson)
-    + '\\n</longcat_tool_call>' -}}
-{%- endfor -%}
-{{- '</longcat_s>' -}}
-{%- else -%}
-{{- (' ' if not loop.first else '') + '[Round ' + state.round | string + '] '
-    + ('TOOL:' if message['role'] == 'tool' else 'USER:') + message['content'] + ' ASSISTANT:' -}}
-{%- set state.round = state.round + 1 -%}
-{%- endif -%}
-{%- endfor -%}
-"""
 
 TOKENIZER = ByteTokenizer(
     before=("<longcat_unk>", "<longcat_s>", "</longcat_s>", "<longcat_pad>"),
@@ -55,7 +31,7 @@ TOKENIZER = ByteTokenizer(
     bos="<longcat_s>",
     eos="</longcat_s>",
     pad="<longcat_pad>",
-    chat_template=CHAT_TEMPLATE,
+    chat_template=LONGCAT_CHAT,
 )
 BOS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID = 1, 2, 3
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.tiny_longcat import CHAT_TEMPLATE, CONFIG, EOS_TOKEN_ID, TOKENIZER, write_tiny_longcat
+from engine.tiny_longcat import CONFIG, EOS_TOKEN_ID, TOKENIZER, write_tiny_longcat
+from protocol.chat_templates import LONGCAT_CHAT
 from router.text.chat_template import ChatTemplate
 from router.tool_calls.formats import LONGCAT
 from router.tool_calls.tools import Tool
@@ -66,7 +67,7 @@ def test_the_answer_hangs_on_far_tokens(tmp_path: Path) -> None:
 
 
 def test_chat_format() -> None:
-    template = ChatTemplate(CHAT_TEMPLATE, {"eos_token": TOKENIZER.eos})
+    template = ChatTemplate(LONGCAT_CHAT, {"eos_token": TOKENIZER.eos})
     conversation = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "One?"},
