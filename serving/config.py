@@ -79,6 +79,12 @@ class ClusterConfig(BaseModel):
     stop_timeout_s: float = Field(
         10, gt=0, description="Seconds between asking a process to end and killing it, after its drain."
     )
+    deaths_per_minute: int = Field(
+        5,
+        ge=1,
+        description="Deaths of one process within a minute at which the launcher gives up: what dies so often will go on dying. "
+        "Higher where processes are killed on purpose.",
+    )
     log_level: str = Field(
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Of every process: DEBUG, INFO, WARNING or ERROR."
     )

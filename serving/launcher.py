@@ -21,9 +21,7 @@ from serving.status import Ready
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 10.0
-DEATHS_MOST = 5
 DEATHS_WINDOW_S = 60.0
-"""A process that dies DEATHS_MOST times within DEATHS_WINDOW_S will go on dying: the cluster stops and says so."""
 
 EXIT_INTERRUPTED = 130
 
@@ -37,22 +35,25 @@ class Slot:
     """One place in the cluster, and the process that fills it now."""
 
     member: Member
+    deaths_most: int
+    """Within DEATHS_WINDOW_S: one that dies so often will go on dying."""
     child: Child | None = None
     ready: Ready | None = None
     was_ready: asyncio.Event = field(default_factory=asyncio.Event)
-    deaths: collections.deque[float] = field(default_factory=lambda: collections.deque(maxlen=DEATHS_MOST))
+    deaths: collections.deque[float] = field(default_factory=collections.deque)
 
     def next_pause_s(self, now: float) -> float:
         """Records a death. Seconds to wait before the next start; raises ClusterFailed when that makes no sense any more."""
         self.deaths.append(now)
-        recent = [death for death in self.deaths if now - death < DEATHS_WINDOW_S]
-        if len(recent) >= DEATHS_MOST:
+        while now - self.deaths[0] >= DEATHS_WINDOW_S:
+            self.deaths.popleft()
+        if len(self.deaths) >= self.deaths_most:
             assert self.child is not None
             raise ClusterFailed(
-                f"{self.member.name} died {DEATHS_MOST} times within {DEATHS_WINDOW_S:.0f} s; "
-                f"the last time it {self.child.describe_exit()}"
+                f"{self.member.name} died {len(self.deaths)} times within {DEATHS_WINDOW_S:.0f} s "
+                f"(cluster.deaths_per_minute); the last time it {self.child.describe_exit()}"
             )
-        return float(min(BACKOFF_FIRST_S * 2 ** (len(recent) - 1), BACKOFF_MOST_S))
+        return float(min(BACKOFF_FIRST_S * 2 ** (len(self.deaths) - 1), BACKOFF_MOST_S))
 
 
 class Launcher:
@@ -64,7 +65,7 @@ class Launcher:
     def __init__(self, config: ServalConfig, display: Display) -> None:
         self._config = config
         self._display = display
-        self._slots = [Slot(member) for member in members(config)]
+        self._slots = [Slot(member, config.cluster.deaths_per_minute) for member in members(config)]
         self._stopping = asyncio.Event()
 
     async def run(self) -> int:
