@@ -35,7 +35,7 @@ def test_five_deaths_within_a_minute_end_the_cluster() -> None:
     slot = dead_slot()
     for now in (0, 10, 20, 30):
         slot.next_pause_s(now)
-    with pytest.raises(ClusterFailed, match="decode-0 died 5 times within 60 s .*; the last time it was killed by SIGSEGV"):
+    with pytest.raises(ClusterFailed, match=r"decode-0 died 5 times within 60 s .*; the last time it was killed by SIGSEGV"):
         slot.next_pause_s(40)
 
 
