@@ -4,6 +4,9 @@ Guesses are free where a forward pass takes as long for ten tokens as for one, a
 each step computes as many of each request's guesses as make the most tokens per second of all of them together, given how likely
 each holds and what a pass of so many tokens takes. A request that gets none that way is switched off; now and then one guess is
 tried all the same, ever more rarely, for an answer that repeats nothing may begin to.
+
+Of a run of guesses that has just begun little is known, whatever held before: so it starts with one, and doubles while all hold
+(slow start, as TCP's: RFC 5681). An answer that repeats loses two steps that way; one that does not computes far less in vain.
 """
 
 import math
@@ -48,6 +51,8 @@ class PayOff:
         self._wait = FIRST_WAIT
         self._left = 0
         self.is_on = True
+        self.reach = 1
+        """The most guesses to compute in its next step."""
 
     @property
     def odds(self) -> float:
@@ -71,6 +76,7 @@ class PayOff:
     def observe(self, guesses: int, held: int) -> None:
         """What became of the guesses that a step computed."""
         self._odds.add(guesses, held)
+        self.reach = 2 * guesses if held == guesses else max(1, held)
         if held and not self.is_on:
             self._wait = self._left = FIRST_WAIT
 

@@ -1,7 +1,7 @@
 """What an engine does about guesses: has them made, computes those that pay, counts what became of them."""
 
 from collections.abc import Sequence as SequenceOf
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
@@ -14,6 +14,9 @@ from engine.speculation.drafter import Drafter
 from engine.speculation.pay_off import Odds, PayOff, best_counts
 from engine.speculation.verify import Verified
 from telemetry.metrics import Metrics
+
+GRAMMAR = "grammar"
+"""The drafter of tokens that a grammar leaves no choice about: they always hold."""
 
 
 class Speculation:
@@ -38,6 +41,8 @@ class Speculation:
         self._odds = Odds()
         """Of all requests' guesses: what is believed of a new one's."""
         self._pay_offs: WeakKeyDictionary[Sequence, PayOff] = WeakKeyDictionary()
+        self._forced: WeakSet[Sequence] = WeakSet()
+        """Whose guesses are a grammar's."""
 
     @property
     def needs_hidden(self) -> bool:
@@ -62,13 +67,19 @@ class Speculation:
         if not guessing:
             return
         pay_offs = [self._pay_off(sequence) for sequence in guessing]
-        offers = [(pay_off.odds, len(sequence.drafts)) for pay_off, sequence in zip(pay_offs, guessing, strict=True)]
+        offers = [self._offer(sequence, pay_off) for pay_off, sequence in zip(pay_offs, guessing, strict=True)]
         counts = best_counts(offers, len(sequences) - len(guessing), *self._recent.decode_cost)
         for sequence, pay_off, worth in zip(guessing, pay_offs, counts, strict=True):
             was_on = pay_off.is_on
             del sequence.drafts[pay_off.settle(worth) :]
             if was_on and not pay_off.is_on:
                 self._metrics.speculation_switched_off.of(drafter=self._drafter.name).inc()
+
+    def _offer(self, sequence: Sequence, pay_off: PayOff) -> tuple[float, int]:
+        """How likely each of its guesses holds, and how many can be computed."""
+        if sequence in self._forced:
+            return 1.0, len(sequence.drafts)
+        return pay_off.odds, min(len(sequence.drafts), pay_off.reach)
 
     def take(self, answered: Answered, *, goes_on: bool) -> None:
         """Counts what became of a sequence's guesses, and sets the next ones; those of an answer that ends here are for whoever
@@ -84,9 +95,11 @@ class Speculation:
     def _observe(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         sequence.drafted_tokens += drafted
         sequence.accepted_tokens += accepted
-        self._pay_off(sequence).observe(drafted, accepted)
-        self._odds.add(drafted, accepted)
-        metrics, name = self._metrics, self._drafter.name
+        metrics, name = self._metrics, GRAMMAR
+        if sequence not in self._forced:
+            name = self._drafter.name
+            self._pay_off(sequence).observe(drafted, accepted)
+            self._odds.add(drafted, accepted)
         metrics.draft_tokens.of(drafter=name).inc(drafted)
         metrics.accepted_tokens.of(drafter=name).inc(accepted)
         for position in range(accepted):
@@ -103,8 +116,8 @@ class Speculation:
         if limit <= 0:
             sequence.drafts = []
             return
-        # What a grammar leaves no choice about needs no drafter.
         forced = sequence.matcher.forced if sequence.matcher is not None else ()
+        (self._forced.add if forced else self._forced.discard)(sequence)
         guesses = forced[:limit] or self._drafter.guess(sequence, limit, launched)
         sequence.drafts = self._useful(sequence, guesses)
 

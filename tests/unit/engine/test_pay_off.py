@@ -80,3 +80,13 @@ def test_a_try_that_holds_brings_the_next_one_soon_and_then_it_is_on_again() -> 
     assert [pay_off.settle(0) for _ in range(FIRST_WAIT)] == [0] * (FIRST_WAIT - 1) + [1]
     assert pay_off.settle(3) == 3
     assert pay_off.is_on
+
+
+def test_a_run_of_guesses_starts_with_one_and_doubles_while_all_hold() -> None:
+    pay_off = PayOff()
+    reached = []
+    for guesses, held in ((1, 1), (2, 2), (4, 4), (8, 3), (3, 3), (6, 0), (1, 0), (1, 1)):
+        reached.append(pay_off.reach)
+        pay_off.observe(guesses, held)
+    assert reached == [1, 2, 4, 8, 3, 6, 1, 1]
+    assert pay_off.reach == 2

@@ -183,6 +183,8 @@ def test_what_a_grammar_forces_is_guessed(make_engine: MakeEngine) -> None:
     assert bytes(got.output).startswith(b'{"name":"')
     assert got.accepted_tokens >= len(b'{"name":"' + b',"size":') - 2, "the tiny model's tokens are the bytes"
     assert guessing.engine.steps < plain.engine.steps / 2
+    accepted = "serval_spec_decode_num_accepted_tokens_total"
+    assert guessing.metrics.value(accepted, drafter="grammar") == got.accepted_tokens, "its drafter had none right"
 
 
 def test_abort_and_release_between_guesses(make_engine: MakeEngine) -> None:
