@@ -14,6 +14,7 @@ from protocol.ids import Incarnation
 from telemetry.metrics import Metrics
 from telemetry.recent import RecentRate
 from telemetry.tracing import Tracing
+from worker.hold import Hold
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,4 @@ class Parts:
     config: DecodeConfig
     metrics: Metrics
     tracing: Tracing
+    hold: Hold

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.sequence import Sequence
 from kvtransfer.lease import Lease
@@ -56,6 +57,17 @@ class DecodeRequest:
             deadline=time.monotonic() + submit.timeout_s,
             span=tracing.start(span_names.DECODE, TraceContext(submit.traceparent, submit.tracestate)),
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What a test is told of it (worker/hold.py)."""
+        return {
+            "state": str(self.lifecycle.state),
+            "prompt_tokens": len(self.sequence.prompt),
+            "output_tokens": len(self.sequence.output),
+            "kv_blocks": len(self.sequence.blocks),
+            "has_landing_slot": self.lease is not None,
+            "peer": f"{self.prefill.incarnation:x}" if self.prefill is not None else "",
+        }
 
     def output(
         self,

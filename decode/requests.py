@@ -12,6 +12,7 @@ from decode.request import DecodeRequest
 from engine.sequence import SequenceUpdate
 from protocol import cluster_pb2
 from protocol.outcomes import Outcome
+from worker.hold import Point
 from worker.router_link import RouterLink
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,12 @@ class Requests:
                 by_link[flow.request.link].append(output)
         for link, outputs in by_link.items():
             link.send(outputs)
+
+    def hold_step(self, updates: Iterable[SequenceUpdate]) -> None:
+        """In the engine's thread, after each step."""
+        if self._parts.hold.wants(Point.DECODING):
+            flows = [flow for update in updates if (flow := self._by_key.get(update.request_id)) is not None]
+            self._parts.hold.slow(Point.DECODING, [(flow.request.number, flow.request.facts) for flow in flows])
 
     # ---- the end
 

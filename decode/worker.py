@@ -24,6 +24,7 @@ from kvtransfer.receiver import Receiver
 from protocol import cluster_pb2
 from telemetry.metrics import Metrics
 from telemetry.recent import RecentRate
+from worker.hold import Hold
 from worker.node import WorkerNode
 from worker.spec import WorkerSpec
 
@@ -53,6 +54,7 @@ class DecodeWorker:
 
         def publish(updates: Iterable[SequenceUpdate]) -> None:
             loop.call_soon_threadsafe(requests.on_updates, updates)
+            requests.hold_step(updates)
 
         peers = PrefillPeers(_introduction(node, receiver), self._config.connect_timeout_s, spec.tls)
         line = AdmissionLine(self._config.max_waiting, self._metrics)
@@ -72,6 +74,7 @@ class DecodeWorker:
             config=self._config,
             metrics=self._metrics,
             tracing=spec.tracing,
+            hold=Hold(spec.link.hold_folder, spec.name),
         )
         requests = self._requests = Requests(parts)
         parts.engine_loop.start()

@@ -99,6 +99,7 @@ class Transfer:
         self._ready = [0] * self.layers
         self._posted = [0] * self.layers
         self._events: list[torch.cuda.Event | None] = [None] * self.layers
+        self._layers_allowed = self.layers
 
     # ---- the engine thread
 
@@ -122,6 +123,25 @@ class Transfer:
         self.compute_done_s = time.monotonic()
         self.on_progress()
 
+    def is_ready(self, layer: int) -> bool:
+        """All of its blocks were reported."""
+        return self._ready[layer] == len(self.blocks)
+
+    # ---- test faults
+
+    def limit(self, layers: int) -> None:
+        """Only so many layers may be posted, until `lift_limit`. Call before the first is ready; from any thread."""
+        self._layers_allowed = layers
+
+    def lift_limit(self) -> None:
+        self._layers_allowed = self.layers
+        self.on_progress()
+
+    @property
+    def layers_sent(self) -> int:
+        """Layers that are wholly at the receiver; those of writes under way count for none."""
+        return 0 if self.in_flight else sum(posted == len(self.blocks) for posted in self._posted)
+
     # ---- the sender thread
 
     def next_region(self) -> Region | None:
@@ -134,7 +154,7 @@ class Transfer:
         if self.config.mode == "whole_prompt" and not computed:
             return None
         layer = 0
-        while layer < self.layers:
+        while layer < self._layers_allowed:
             region = self._widest_region(layer)
             if region.blocks:
                 is_large = region.layers * region.blocks * self.block_bytes >= self.config.min_write_bytes
@@ -172,7 +192,10 @@ class Transfer:
         begin, end = self._posted[first], self._ready[first]
         layers = 1
         layer_bytes = (end - begin) * self.block_bytes
-        while first + layers < self.layers and (self._posted[first + layers], self._ready[first + layers]) == (begin, end):
+        while first + layers < self._layers_allowed and (self._posted[first + layers], self._ready[first + layers]) == (
+            begin,
+            end,
+        ):
             if layer_bytes and (layers + 1) * layer_bytes > self.config.max_write_bytes:
                 break
             layers += 1

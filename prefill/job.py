@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.sequence import Sequence, SequenceUpdate
 from kvtransfer.transfer import SendResult, Transfer
@@ -13,6 +14,7 @@ from protocol.lifecycle import Lifecycle, Role
 from protocol.outcomes import Outcome
 from telemetry import span_names
 from telemetry.tracing import NO_SPAN, Span, Value
+from worker.hold import Point, layers_at
 
 
 @dataclass(eq=False)
@@ -42,6 +44,21 @@ class Job:
     @property
     def lease_id(self) -> LeaseId:
         return LeaseId(self.request.lease.lease_id)
+
+    def is_at(self, point: Point, layer: int) -> bool:
+        """Whether `layer` is the one to be held at for that third, and whole."""
+        transfer = self.transfer
+        return transfer is not None and layer + 1 == layers_at(point, transfer.layers) and transfer.is_ready(layer)
+
+    def facts(self) -> dict[str, Any]:
+        """What a test is told of it (worker/hold.py)."""
+        return {
+            "state": str(self.lifecycle.state),
+            "prompt_tokens": len(self.sequence.prompt),
+            "kv_blocks": len(self.sequence.blocks),
+            "layers_sent": self.transfer.layers_sent if self.transfer is not None else 0,
+            "peer": f"{self.decode_incarnation:x}",
+        }
 
     def end_spans(self, result: SendResult | None) -> None:
         """`result`: how the transfer ended, if there was one."""

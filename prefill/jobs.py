@@ -29,6 +29,7 @@ from protocol.sampling import SamplingParams
 from telemetry import span_names
 from telemetry.recent import RecentRate
 from telemetry.tracing import TraceContext, Tracing
+from worker.hold import THIRDS, Hold, Point, layers_at
 from worker.wire import logprobs_to_proto
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,22 @@ logger = logging.getLogger(__name__)
 class Jobs:
     """All jobs of one worker. `on_layer` and `on_computed` run in the engine thread, everything else on the event loop."""
 
-    def __init__(self, engine: Engine, sender: Sender, peer: cluster_pb2.Peer, config: PrefillConfig, tracing: Tracing) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sender: Sender,
+        peer: cluster_pb2.Peer,
+        config: PrefillConfig,
+        tracing: Tracing,
+        hold: Hold,
+    ) -> None:
         self._engine = engine
         self._engine_loop: EngineLoop | None = None
         self._sender = sender
         self._peer = peer
         self._config = config
         self._tracing = tracing
+        self._hold = hold
         self._by_key: dict[str, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -101,6 +111,8 @@ class Jobs:
             if job.transfer is None:
                 yield self._sent(None, str(job.refused or "no transfer was opened"))
                 return
+            await self._hold.at(Point.FIRST_TOKEN, job.sequence.request_id, job.facts)
+            job.transfer.lift_limit()
             result = await asyncio.wrap_future(job.transfer.done)
             if result.error is None:
                 self._transfers.add(result.bytes, result.exposed_s)
@@ -140,6 +152,7 @@ class Jobs:
                 self._open(job, span.start)
             if job.transfer is not None:
                 job.transfer.layer_ready(layer, self._blocks_ready(job, span.end))
+        self._hold_at_third(layer, batch)
 
     def on_computed(self, updates: SequenceOf[SequenceUpdate]) -> None:
         """The results of one engine step."""
@@ -165,7 +178,17 @@ class Jobs:
         except ServalError as error:
             job.refused = error
         else:
+            if self._hold.wants(Point.FIRST_TOKEN):
+                job.transfer.limit(layers_at(Point.SECOND_THIRD, job.transfer.layers))
             job.transfer_span = self._tracing.start(span_names.KV_TRANSFER, job.span.context, kind="internal")
+
+    def _hold_at_third(self, layer: int, batch: Batch) -> None:
+        """Once a prompt's last chunk is there."""
+        for point in THIRDS:
+            if self._hold.wants(point):
+                jobs = [job for span in batch.spans if (job := self._by_key.get(span.sequence.request_id)) is not None]
+                ready = [job for job in jobs if job.is_at(point, layer)]
+                self._hold.block(point, [(job.sequence.request_id, job.facts) for job in ready])
 
     def _blocks_ready(self, job: Job, end: int) -> int:
         """Blocks of the transfer that are complete when tokens [0, end) are: whole ones, and where that is all also the last."""
@@ -201,6 +224,7 @@ class Jobs:
         assert self._engine_loop is not None
         if job.sequence.params.grammar:  # may take long to compile, and others wait for their calls
             await asyncio.to_thread(self._engine.prepare, job.sequence)
+        await self._hold.at(Point.PREFILL_QUEUED, job.sequence.request_id, job.facts)
         if job.is_aborted:
             raise TransferAborted("the decode worker ended the lease")
         job.is_submitted = True

@@ -17,6 +17,7 @@ from prefill.jobs import Jobs
 from prefill.service import PrefillService
 from protocol import cluster_pb2, cluster_pb2_grpc
 from telemetry.metrics import Metrics
+from worker.hold import Hold
 from worker.node import WorkerNode
 from worker.router_link import RouterLink
 from worker.spec import WorkerSpec
@@ -46,7 +47,8 @@ class PrefillWorker:
         engine = await asyncio.to_thread(Engine.load, spec.model_dir, config, self._metrics, progress=spec.report_weights)
         node = self._node = WorkerNode(cluster_pb2.ROLE_PREFILL, spec, engine, self._metrics, [SERVICE])
         self._sender = Sender(spec.transfer, node.layout, engine.pool.data, node.incarnation, self._metrics)
-        jobs = self._jobs = Jobs(engine, self._sender, node.peer, self._config, spec.tracing)
+        hold = Hold(spec.link.hold_folder, spec.name)
+        jobs = self._jobs = Jobs(engine, self._sender, node.peer, self._config, spec.tracing, hold)
         engine.on_layer = jobs.on_layer
         self._engine_loop = EngineLoop(engine, publish=jobs.on_computed)
         jobs.attach(self._engine_loop)

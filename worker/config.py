@@ -1,5 +1,7 @@
 """Settings of what every worker does beside its role."""
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -29,4 +31,9 @@ class LinkConfig(BaseModel):
     )
     resolve_timeout_s: float = Field(
         5.0, gt=0, description="Seconds for one look-up; then the routers known so far stay. Resolvers try again after 5 s."
+    )
+    hold_folder: Path | None = Field(
+        None,
+        description="Test fault: a folder in which a test says where requests are to be held, and is told which are "
+        "(worker/hold.py). None (always, outside tests): nowhere.",
     )
