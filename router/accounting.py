@@ -7,6 +7,7 @@ from prometheus_client import Histogram
 
 from protocol import cluster_pb2
 from protocol.errors import ServalError
+from router.objectives import NONE, Objectives
 from router.placement.placer import Placement
 from router.request import End, Request
 from router.tenants.caller import ANONYMOUS, Caller
@@ -37,8 +38,9 @@ class _TenantMetrics:
 class Accounting:
     """Every accepted request reaches `ended` exactly once; every refused one reaches `refused`."""
 
-    def __init__(self, metrics: Metrics, prices: CostConfig) -> None:
+    def __init__(self, metrics: Metrics, prices: CostConfig, objectives: Objectives = NONE) -> None:
         self._metrics = metrics
+        self._objectives = objectives
         self._prices = {"prefill": prices.prefill, "decode": prices.decode}
         self._inter_token_latency = metrics.inter_token_latency.of()
         self._running, self._waiting = metrics.requests_running.of(), metrics.requests_waiting.of()
@@ -61,6 +63,9 @@ class Accounting:
         placements, policy = self._metrics.placements, placement.policy
         placements.of(policy=policy, pool="decode", reason=str(placement.reason)).inc()
         placements.of(policy=policy, pool="prefill", reason=str(placement.prefill_reason)).inc()
+
+    def retried(self, reason: str) -> None:
+        self._metrics.retries.of(reason=reason).inc()
 
     def prefix_index(self, entries: int) -> None:
         self._metrics.prefix_index_entries.of().set(entries)
@@ -108,6 +113,8 @@ class Accounting:
             metrics.time_per_output_token.of().observe(1 / speed if speed else 0.0)
             if speed:
                 metrics.user_tokens_per_second.of().observe(speed)
+        if self._objectives.are_kept(request.figures.ttft_s, 1 / speed if speed else None):
+            metrics.requests_within_objectives.of().inc()
 
     def _durations(self, request: Request, timings: cluster_pb2.Timings) -> None:
         timeline = request.timeline
@@ -116,7 +123,9 @@ class Accounting:
         if timings.prefill_s:
             self._metrics.prefill_time.of().observe(timings.prefill_s)
         if timings.transfer_bytes:
+            self._metrics.request_transfer_bytes.of().inc(timings.transfer_bytes)
             self._metrics.transfer_time.of().observe(timings.transfer_s)
+            self._metrics.transfer_exposed_time.of().observe(timings.transfer_exposed_s)
         if timings.decode_s:
             self._metrics.decode_time.of().observe(timings.decode_s)
 

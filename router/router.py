@@ -14,6 +14,7 @@ from protocol.tls import TlsIdentity
 from router.accounting import Accounting
 from router.admission import Admission
 from router.config import RouterConfig
+from router.dashboard.dashboard import Dashboard
 from router.dispatch import Dispatcher
 from router.grpc.service import ServalService
 from router.http.app import Fronts, build_app, with_shortcuts
@@ -22,6 +23,7 @@ from router.http.server import HttpServer
 from router.http.status import Status
 from router.link import RouterLinkService
 from router.model import ModelInfo
+from router.objectives import Objectives
 from router.openai.front import OpenAiFront
 from router.openai.tokens import TokensFront
 from router.responses.front import ResponsesFront
@@ -128,7 +130,7 @@ class _Running:
         self._me = cluster_pb2.Peer(
             name=config.name, incarnation=draw_incarnation(), process=ProcessIdentity.of_this_process().to_proto()
         )
-        accounting = Accounting(metrics, config.cost)
+        accounting = Accounting(metrics, config.cost, Objectives(config.slo_ttft_s, config.slo_itl_s))
         self.members = Membership(self._me, config.model, metrics)
         accounting.bill_pools(self.members.worker_time)
         self._dispatcher = Dispatcher(config, model, tokenizer, self.members, accounting)
@@ -165,7 +167,8 @@ class _Running:
         self._me.address = f"{config.host}:{link_port}"
         status = Status(self.members, self._dispatcher, config.name, f"{config.host}:{self._http.port}", config.tls is not None)
         started_at, needs_key = int(time.time()), config.keys_file is not None
-        app = build_app(self._fronts, status, self._model, self._metrics, started_at, needs_key)
+        dashboard = Dashboard(config, self.members, self._metrics, status.why_not_ready, started_at)
+        app = build_app(self._fronts, status, dashboard.state, self._model, self._metrics, started_at, needs_key)
         await self._http.start(with_shortcuts(app, self._fronts))
         self._janitors = [
             asyncio.create_task(self._watch(), name="router-janitor"),

@@ -7,11 +7,12 @@ decode), so one metric compares across pools.
 A process makes exactly one `Metrics` and hands it down; nothing is global, so tests run many workers in one process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
 
 from telemetry.one_writer import OneWriterCounter, OneWriterHistogram
 from telemetry.read_counter import ReadCounter
@@ -56,6 +57,11 @@ class Metrics:
 
         # ---- requests, as the router sees them
         self.requests = self._counter("requests", "Requests ended, by the one outcome of each", ["outcome", "tenant"])
+        self.requests_within_objectives = self._counter(
+            "requests_within_objectives",
+            "Requests ended well whose first token came within router.slo_ttft_s and whose others came, on the mean, within "
+            "router.slo_itl_s; an objective that is not set is kept",
+        )
         self.rejections = self._counter(
             "rejections", "Requests refused before they were accepted, by outcome or by the limit reached", ["reason", "tenant"]
         )
@@ -97,6 +103,12 @@ class Metrics:
         self.queue_time = self._histogram("request_queue_time_seconds", "Waiting before any work", E2E_BUCKETS)
         self.prefill_time = self._histogram("request_prefill_time_seconds", "Computing the prompt", E2E_BUCKETS)
         self.transfer_time = self._histogram("request_transfer_time_seconds", "First to last layer", TRANSFER_BUCKETS)
+        self.request_transfer_bytes = self._counter("request_transfer_bytes", "KV bytes that moved for this router's requests")
+        self.transfer_exposed_time = self._histogram(
+            "request_transfer_exposed_seconds",
+            "First token known to all layers verified: what of request_transfer_time_seconds computing did not hide",
+            TRANSFER_BUCKETS,
+        )
         self.decode_time = self._histogram("request_decode_time_seconds", "First decode step to the end", E2E_BUCKETS)
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed", ["tenant"])
         self.generation_tokens = OneWriterCounter(
@@ -106,6 +118,9 @@ class Metrics:
         self.request_generation_tokens = self._histogram("request_generation_tokens", "OSL of a request", TOKENS_BUCKETS)
         self.workers = self._gauge("workers", "Live worker streams of this router", ["pool"])
         self.worker_losses = self._counter("worker_losses", "Worker streams that ended without a drain", ["pool"])
+        self.retries = self._counter(
+            "retries", "Requests that went on at another worker, by why: worker_lost, moved, or the outcome there", ["reason"]
+        )
         self.placements = self._counter(
             "placements", "Requests placed, by what decided the pick in each pool", ["policy", "pool", "reason"]
         )
@@ -232,3 +247,7 @@ class Bound(Generic[AnyMetric]):
         if child is None:
             child = self._children[key] = self._metric.labels(**self._constant, **labels)
         return child
+
+    def collect(self) -> Iterable[Metric]:
+        """What is known now, as the registry would read it."""
+        return self._metric.collect()

@@ -1,5 +1,6 @@
 """The HTTP application: OpenAI's endpoints and those for operators."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -11,6 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
+from router.dashboard.page import add_dashboard
+from router.dashboard.state import State
 from router.http.answer import RawResponse
 from router.http.door import Door, Visit
 from router.http.openapi import BODY_ERRORS, GENERATION_ERRORS, body_of, describe, responses
@@ -48,7 +51,13 @@ class Fronts:
 
 
 def build_app(
-    fronts: Fronts, status: Status, model: ModelInfo, metrics: Metrics, started_at: int, needs_key: bool = False
+    fronts: Fronts,
+    status: Status,
+    dashboard: Callable[[], State],
+    model: ModelInfo,
+    metrics: Metrics,
+    started_at: int,
+    needs_key: bool = False,
 ) -> FastAPI:
     """Routes only: no state of its own, no middleware (each would cost every token). `needs_key` is what /openapi.json says; the
     door decides."""
@@ -60,6 +69,7 @@ def build_app(
     _add_models(app, fronts.door, model, started_at)
     _add_tokens(app, fronts.tokens)
     _add_operators(app, status, metrics)
+    add_dashboard(app, dashboard)
     describe(app, (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest), model.name, needs_key)
     return app
 

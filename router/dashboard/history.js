@@ -1,0 +1,40 @@
+// The documents that have come while this page was open.
+
+const KEPT_S = 330;
+const SPARK_S = 10; // each point of a line is taken over so long
+const POINTS = 120;
+
+export class History {
+  #states = [];
+
+  /** Adds the newest. A router that was started again counts from zero: nothing before is of use. */
+  add(state) {
+    const last = this.#states.at(-1);
+    if (last && last.started_at !== state.started_at) this.#states = [];
+    this.#states.push({ ...state, workers: [] });
+    while (this.#states[0].at < state.at - KEPT_S) this.#states.shift();
+  }
+
+  /** The document to subtract for the last `seconds`; null: none, so figures are since the router's start. */
+  base(seconds) {
+    const now = this.#states.at(-1);
+    if (!seconds || now.at - this.#states[0].at < Math.min(seconds, SPARK_S)) return null;
+    return this.#states.find((state) => state.at >= now.at - seconds - 0.5);
+  }
+
+  /** A short look back, for what is drawn as a line. */
+  get recent() {
+    return this.base(SPARK_S);
+  }
+}
+
+/** The points of one line. */
+export class Line {
+  #points = [];
+
+  add(value) {
+    this.#points.push(value);
+    if (this.#points.length > POINTS) this.#points.shift();
+    return this.#points;
+  }
+}

@@ -1,0 +1,62 @@
+// Serval's page for operators: asks the router once a second, and says so when it does not answer.
+
+import { $, say } from "./draw.js";
+import { duration } from "./figures.js";
+import { History } from "./history.js";
+import { show, showLines } from "./sections.js";
+
+const PERIOD_MS = 1000;
+const TIMEOUT_MS = 3000;
+const STALE_AFTER_MS = 4000;
+
+const history = new History();
+let latest = null; // the last document, and when it came by this browser's clock
+let failure = ""; // why the last poll brought nothing
+
+async function poll() {
+  try {
+    const answer = await fetch("dashboard/state.json", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
+    if (!answer.ok) throw new Error(`it answered ${answer.status}`);
+    const state = await answer.json();
+    if (state.version !== 1) throw new Error("it was upgraded: load this page again");
+    history.add(state);
+    latest = { state, came: performance.now() };
+    failure = "";
+    draw();
+    showLines(history, state);
+  } catch (error) {
+    failure = error.name === "TimeoutError" ? "it is too slow" : error.name === "TypeError" ? "no connection" : error.message;
+  }
+  tell();
+  if (!document.hidden) setTimeout(poll, PERIOD_MS);
+}
+
+function draw() {
+  if (!latest) return;
+  const window_s = Number(document.querySelector("input[name=window]:checked").value);
+  const base = history.base(window_s);
+  const { state } = latest;
+  show(base, state);
+  say($("span"), base ? `last ${duration(state.at - base.at)}` : `since the start ${duration(state.at - state.started_at)} ago`);
+}
+
+/** How old the figures are: on its own clock, so also while the router is silent. */
+function tell() {
+  const age_ms = latest ? performance.now() - latest.came : Infinity;
+  const isStale = latest ? age_ms > STALE_AFTER_MS : failure !== "";
+  document.body.classList.toggle("is-stale", isStale);
+  document.body.classList.toggle("is-loading", !latest);
+  say($("age"), latest ? ` · updated ${duration(age_ms / 1000)} ago` : "");
+  $("banner").hidden = !isStale;
+  document.title = isStale ? "stale – Serval" : `${latest?.state.router.model ?? ""} – Serval`;
+  if (!isStale) return;
+  const at = latest && new Date(Date.now() - age_ms).toLocaleTimeString();
+  say($("readiness"), "stale");
+  $("readiness").className = "pill";
+  say($("banner"), `The router does not answer${failure && `: ${failure}`}. ${at ? `These figures are from ${at}.` : "There are no figures yet."}`);
+}
+
+document.querySelector(".window").addEventListener("change", draw);
+document.addEventListener("visibilitychange", () => document.hidden || poll());
+setInterval(tell, PERIOD_MS);
+poll();
