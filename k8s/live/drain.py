@@ -1,0 +1,158 @@
+"""Scaling down by drain: a pool to a number of pods, or one worker. A pod that is asked to end works off what it has: that is what
+SIGTERM means to our processes, under Ray Serve what the end of a replica means."""
+
+from typing import Any
+
+import yaml
+
+from k8s.live.errors import Changed, ClusterError, NotReady, Refused, Unreachable
+from k8s.live.pods import condition, role_of
+from k8s.live.readiness import replicas_of
+from k8s.live.target import Deadline, Target
+from k8s.live.view import View
+from k8s.objects import ROLES, Manifest, dump
+from serving.ray_app import DEPLOYMENTS
+
+FIRST_TO_GO = {"controller.kubernetes.io/pod-deletion-cost": "-1000"}
+"""Annotation by which a Deployment that is made smaller chooses a pod. One that is not ready goes before."""
+
+TRIES = 5
+"""Of a change to an object that others change, too."""
+
+
+def workload_of(target: Target, role: str) -> Manifest:
+    """The Deployment of a role, or the RayService. Raises Refused if there is none."""
+    found = target.workloads()
+    for one in found:
+        if one["kind"] == "RayService" or role_of(one) == role:
+            return one
+    there = ", ".join(f"{one['kind']}/{one['metadata']['name']}" for one in found) or "nothing"
+    raise Refused(f"cluster {target.name} has no pool {role} in namespace {target.api.namespace}: there is {there}")
+
+
+def size_of(workload: Manifest, role: str) -> int:
+    """Pods that the pool shall have."""
+    return replicas_of(workload)[role] if workload["kind"] == "RayService" else int(workload["spec"]["replicas"])
+
+
+def find_pod(target: Target, name: str) -> Manifest:
+    """Raises Refused if the cluster has no such pod."""
+    pods = target.pods()
+    for pod in pods:
+        if pod["metadata"]["name"] == name:
+            return pod
+    there = ", ".join(sorted(pod["metadata"]["name"] for pod in pods)) or "none"
+    raise Refused(f"{name} is neither a pool ({', '.join(ROLES)}) nor a pod of cluster {target.name}; its pods: {there}")
+
+
+def shrink_pool(target: Target, role: str, replicas: int, timeout_s: float, view: View) -> None:
+    """Makes the pool `replicas` large, and returns when the surplus is gone. Raises Refused if it is smaller already."""
+    deadline = Deadline(timeout_s)
+    workload = _resized(target, role, replicas)
+    view.line(f"{role} shall have {replicas} pods; the others take no new work and finish what they have")
+    patience = "Ray's autoscaler takes away a pod whose replica ended, when it was idle for idleTimeoutSeconds"
+    hint = patience if workload["kind"] == "RayService" else "a pod may take terminationGracePeriodSeconds"
+    _wait_for_pods(target, role, replicas, deadline, view, hint)
+
+
+def remove_worker(target: Target, pod: Manifest, timeout_s: float, view: View) -> None:
+    """Makes the pod's pool one smaller, by this pod. Raises Refused under Ray Serve, which chooses by itself."""
+    role, name, deadline = role_of(pod), pod["metadata"]["name"], Deadline(timeout_s)
+    workload = workload_of(target, role)
+    if workload["kind"] == "RayService":
+        raise Refused(f"Ray Serve chooses which worker ends: `serval k8s drain {role} --replicas N`, or drain {name} --replace")
+    for other in target.pods():
+        if role_of(other) == role and other["metadata"]["name"] != name and not _is_ready(other) and not _ends(other):
+            raise Refused(f"{other['metadata']['name']} is not ready, and would go before {name}: wait for it, or --replace")
+    target.api.patch(pod, {"metadata": {"annotations": FIRST_TO_GO}})
+    _resized(target, role, size_of(workload, role) - 1)
+    view.line(f"{name} takes no new work and finishes what it has; {role} is one smaller")
+    _wait_until_gone(target, pod, deadline)
+
+
+def replace_worker(target: Target, pod: Manifest, timeout_s: float, view: View) -> None:
+    """Drains the pod, and its pool gets another. As far as the disruption budget allows, which is waited for."""
+    deadline = Deadline(timeout_s)
+    name = pod["metadata"]["name"]
+    while True:
+        try:
+            target.api.evict(pod)
+            break
+        except Unreachable as error:
+            if deadline.is_over:
+                raise NotReady(f"{name} may not be taken away within {timeout_s:g} s: {error}") from error
+            view.line(f"waiting: {error}")
+            deadline.pause()
+    view.line(f"{name} takes no new work and finishes what it has; another takes its place")
+    _wait_until_gone(target, pod, deadline)
+
+
+def _resized(target: Target, role: str, replicas: int) -> Manifest:
+    """The workload, after the pool was made smaller. Raises Refused if that is no scaling down."""
+    for left in reversed(range(TRIES)):
+        workload = workload_of(target, role)
+        if (size := size_of(workload, role)) < replicas:
+            raise Refused(
+                f"{role} has {size} pods, fewer than {replicas}: set kubernetes.{role}.replicas and apply to scale up"
+            )
+        try:
+            return target.api.patch(workload, {"spec": _spec(workload, role, replicas)})
+        except Changed:
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _spec(workload: Manifest, role: str, replicas: int) -> dict[str, Any]:
+    if workload["kind"] != "RayService":
+        return {"replicas": replicas}
+    content = yaml.safe_load(workload["spec"]["serveConfigV2"])
+    for one in content["applications"][0]["deployments"]:
+        if one["name"] == DEPLOYMENTS[role]:  # type: ignore[index]  # a role that has a deployment
+            one["num_replicas"] = replicas
+    # Serve ends replicas; pods without one go when the autoscaler may have fewer. Without it KubeRay ends any pod of the group,
+    # which drains by its preStop. Neither makes KubeRay build a second cluster.
+    cluster = workload["spec"]["rayClusterConfig"]
+    smaller = {"minReplicas": replicas} | ({} if cluster.get("enableInTreeAutoscaling") else {"replicas": replicas})
+    groups = [group | (smaller if group["groupName"] == role else {}) for group in cluster["workerGroupSpecs"]]
+    return {"serveConfigV2": dump(content), "rayClusterConfig": {"workerGroupSpecs": groups}}
+
+
+def _wait_for_pods(target: Target, role: str, replicas: int, deadline: Deadline, view: View, hint: str) -> None:
+    told = -1
+    while True:
+        found = [pod for pod in target.pods() if role_of(pod) == role]
+        if len(found) <= replicas:
+            return
+        if len(found) != told:
+            told = len(found)
+            view.line(f"{told} pods of {role} are left, {sum(map(_ends, found))} of them draining")
+        if deadline.is_over:
+            raise NotReady(f"{role} still has {told} pods after {deadline.timeout_s:g} s, and shall have {replicas}: {hint}")
+        deadline.pause()
+
+
+def _wait_until_gone(target: Target, pod: Manifest, deadline: Deadline) -> None:
+    while (now := target.api.get("v1", "Pod", pod["metadata"]["name"])) and now["metadata"]["uid"] == pod["metadata"]["uid"]:
+        if deadline.is_over:
+            raise _still_there(now, deadline)
+        deadline.pause()
+
+
+def _still_there(pod: Manifest, deadline: Deadline) -> ClusterError:
+    name = pod["metadata"]["name"]
+    if _ends(pod):
+        return NotReady(
+            f"{name} still drains after {deadline.timeout_s:g} s: its longest answer may take cluster.drain_timeout_s"
+        )
+    return NotReady(
+        f"{name} was not asked to end within {deadline.timeout_s:g} s: another pod of its pool may have gone instead"
+    )
+
+
+def _is_ready(pod: Manifest) -> bool:
+    return condition(pod.get("status") or {}, "Ready").get("status") == "True"
+
+
+def _ends(pod: Manifest) -> bool:
+    return bool(pod["metadata"].get("deletionTimestamp"))

@@ -1,0 +1,60 @@
+"""One cluster behind an API server: its name, and what there is of it."""
+
+import time
+from dataclasses import dataclass
+
+from k8s.live.api import Api
+from k8s.live.errors import Forbidden
+from k8s.live.kinds import MADE, WORKLOADS, is_made_by_us, ours
+from k8s.live.readiness import ClusterState, cluster_state
+from k8s.objects import Manifest
+
+WARNINGS = "type=Warning"
+POLL_S = 0.5
+"""Between two looks at a cluster that changes: four small lists each."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The cluster called `name` in the API server's namespace."""
+
+    api: Api
+    name: str
+
+    def own(self) -> list[Manifest]:
+        """Everything of it that we made, in the order in which it came to be."""
+        return [one for api_version, kind in MADE for one in self._of_kind(api_version, kind)]
+
+    def workloads(self) -> list[Manifest]:
+        return [one for api_version, kind in MADE if kind in WORKLOADS for one in self._of_kind(api_version, kind)]
+
+    def pods(self) -> list[Manifest]:
+        return self.api.list("v1", "Pod", labels=f"serval/cluster={self.name}")
+
+    def state(self) -> ClusterState:
+        try:
+            events = self.api.list("v1", "Event", fields=WARNINGS)
+        except Forbidden:  # reasons are missing then, and nothing else
+            events = []
+        return cluster_state(self.workloads(), self.pods(), events)
+
+    def _of_kind(self, api_version: str, kind: str) -> list[Manifest]:
+        if not self.api.knows(api_version, kind):
+            return []
+        return [one for one in self.api.list(api_version, kind, labels=ours(self.name)) if is_made_by_us(one)]
+
+
+class Deadline:
+    """The end of a wait."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._end = time.monotonic() + timeout_s
+        self.timeout_s = timeout_s
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._end
+
+    def pause(self) -> None:
+        """Until the next look, or the end."""
+        time.sleep(max(0.0, min(POLL_S, self._end - time.monotonic())))
