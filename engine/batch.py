@@ -94,6 +94,7 @@ class Batch:
                 next_token_ids += tokens[span.start + 1 : span.known_end + 1]
                 next_token_ids += [0] * (len(token_ids) - len(next_token_ids))
         self.num_tokens = len(token_ids)
+        self.num_sampled = len(sampled_rows)
         self.token_ids = torch.tensor(token_ids, device=device)
         self.positions = torch.tensor(positions, device=device)
         self.slots = torch.tensor(slots, device=device)

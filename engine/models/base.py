@@ -77,6 +77,6 @@ def finish_forward(model: Model, batch: Batch, hidden: torch.Tensor, on_hidden: 
     """How every forward ends: from the last layer's residual stream to what `Model.forward` returns."""
     if on_hidden is not None:
         on_hidden(hidden)
-    if not batch.sampled:
+    if not batch.num_sampled:
         return None
-    return model.logits(hidden if batch.num_tokens == len(batch.sampled) else hidden[batch.sampled_rows])
+    return model.logits(hidden if batch.num_tokens == batch.num_sampled else hidden[batch.sampled_rows])

@@ -152,7 +152,7 @@ class NativeDecoder:
 
     def takes(self, batch: Batch) -> bool:
         """Whether `batch` is a decode step: one is drawn after each of its tokens."""
-        return batch.num_tokens == len(batch.sampled)
+        return batch.num_tokens == batch.num_sampled
 
     def step(self, batch: Batch, pool: KVPool) -> torch.Tensor:
         """Computes the batch's KV into the pool; logits [tokens, vocab_size] in float32."""
