@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,7 +89,7 @@ class RandomWeights:
     def __contains__(self, name: str) -> bool:
         return False
 
-    def expect(self, names: set[str], ignorable: Callable[[str], bool]) -> None:
+    def expect(self, names: set[str], ignorable: Callable[[str], bool], elsewhere: AbstractSet[str] = frozenset()) -> None:
         """Everything is there."""
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -15,11 +15,16 @@ from engine.kv_pool import KVPool
 
 @dataclass(frozen=True)
 class Shape:
-    """One layer's attention heads."""
+    """One layer's attention heads: all of the model, or those of one of the processes that share it."""
 
     heads: int
     kv_heads: int
+    """Those that `heads` share, in equal groups."""
     head_dim: int
+    first_kv_head: int = 0
+    """In an entry of the pool, which has those of the whole model."""
+    pool_kv_heads: int | None = None
+    """None: no more than `kv_heads`."""
 
     @property
     def group(self) -> int:
@@ -78,12 +83,13 @@ class SdpaAttention:
 
     def _attend_group(self, layer: int, query: torch.Tensor, group: DecodeGroup) -> torch.Tensor:
         shape, count, length = self._shape, group.count, group.length
-        heads = group.entries(layer).view(count, group.longest, 2 * shape.kv_heads, shape.head_dim).transpose(1, 2)
+        heads = group.entries(layer).view(count, group.longest, -1, shape.head_dim).transpose(1, 2)
+        keys, values = _own(heads, 1, shape)
         rows = query.view(count, length, shape.kv_heads, shape.group * shape.head_dim).transpose(1, 2)
         attended = scaled_dot_product_attention(
             rows.reshape(count, shape.kv_heads, length * shape.group, shape.head_dim),
-            heads[:, : shape.kv_heads],
-            heads[:, shape.kv_heads :],
+            keys,
+            values,
             attn_mask=group.mask_of_heads(shape.group),
         )
         return attended.reshape(count, shape.kv_heads, length, -1).transpose(1, 2).reshape(count * length, -1)
@@ -94,5 +100,13 @@ def _split(tokens: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, torch.Tens
 
     The KV heads are the batch: then torch's result of one query token lies in memory in the order that the next product reads.
     """
-    heads = tokens.view(-1, 2 * shape.kv_heads, 1, shape.head_dim).permute(1, 2, 0, 3)
-    return heads[: shape.kv_heads], heads[shape.kv_heads :]
+    return _own(tokens.view(tokens.shape[0], -1, 1, shape.head_dim).permute(1, 2, 0, 3), 0, shape)
+
+
+def _own(heads: torch.Tensor, dim: int, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the K heads, then the V heads, along `dim`, those that `shape` attends to."""
+    pool_heads = shape.pool_kv_heads or shape.kv_heads
+    return (
+        heads.narrow(dim, shape.first_kv_head, shape.kv_heads),
+        heads.narrow(dim, pool_heads + shape.first_kv_head, shape.kv_heads),
+    )

@@ -1,6 +1,7 @@
 """A model without its weights: what it would read, and how much that is."""
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from math import prod
 
@@ -31,8 +32,8 @@ class Blueprint:
         """No tensor that a checkpoint may hold or not."""
         return False
 
-    def expect(self, names: set[str], ignorable: Callable[[str], bool]) -> None:
-        self.expected = set(names)
+    def expect(self, names: set[str], ignorable: Callable[[str], bool], elsewhere: AbstractSet[str] = frozenset()) -> None:
+        self.expected = names - elsewhere
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         self.shapes[name] = shape

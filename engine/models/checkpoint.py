@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -63,13 +64,14 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._path_of
 
-    def expect(self, names: set[str], ignorable: Callable[[str], bool]) -> None:
-        """Raises ConfigError unless the folder holds exactly `names`, apart from what is `ignorable`."""
+    def expect(self, names: set[str], ignorable: Callable[[str], bool], elsewhere: AbstractSet[str] = frozenset()) -> None:
+        """Raises ConfigError unless the folder holds exactly `names`, apart from what is `ignorable`. Those `elsewhere` are not
+        read here and count for no progress."""
         held = {name for name in self._path_of if name in names or not ignorable(name)}
         differences = (("lacks", names - held), ("has unexpected", held - names))
         if wrong := [f"{what} tensors: {_shown(unmatched)}" for what, unmatched in differences if unmatched]:
             raise ConfigError(f"model: the checkpoint {'; it '.join(wrong)}")
-        self._expected = names
+        self._expected = names - elsewhere
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """The tensor `name`, to be copied. Raises ConfigError when its shape is not the one that config.json implies."""

@@ -3,7 +3,6 @@
 from ctypes import CDLL
 
 import torch
-from torch.nn.functional import embedding
 
 from engine.attention.base import AttentionBackend
 from engine.attention.sdpa import SdpaAttention, Shape
@@ -15,8 +14,11 @@ from engine.models.llama_config import LlamaConfig
 from engine.models.mlp import SwiGlu
 from engine.models.norm import RmsNorm
 from engine.models.rope import RopeTable
+from engine.models.vocabulary import Embedding, Head, read_table
 from engine.models.weights import TensorSource, WeightReader
 from engine.native.decoder import LayerWeights, LinearWeights, NativeDecoder
+from engine.split.ranks import ALONE, Ranks
+from engine.split.share import ROWS, Part
 
 
 class LlamaModel:
@@ -31,24 +33,27 @@ class LlamaModel:
         device: torch.device,
         max_model_len: int,
         kernels: CDLL | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`kernels`: the native library, where this model's decode steps are to be computed by it."""
+        """`kernels`: the native library, where this model's decode steps are to be computed by it.
+        `ranks`: the processes that share it. Query heads, MLPs and the vocabulary are shared out; keys and values of all heads are
+        computed by everybody, so that each has the whole KV."""
         self.config = config
         self.dtype = dtype
         self.device = device
         self.draft_head = None
         self.expert_tally = None
-        self._reader = _Reader(config, WeightReader(source, dtype, device))
+        self._ranks = ranks
+        self._reader = _Reader(config, WeightReader(source, dtype, device, share=ranks.share))
         self.rope = RopeTable(config.rope, max_model_len, dtype, device)
-        self.embedding = self._reader.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        self.embedding = self._reader.table("model.embed_tokens.weight")
+        self._embed = Embedding(self.embedding, ranks)
         self._decoder = None if kernels is None else NativeDecoder(kernels, config, self.embedding)
         self.layers = [self._read_layer(index) for index in range(config.num_layers)]
         norm = self._reader.tensor("model.norm.weight", config.hidden_size)
-        head = LinearWeights(
-            self.embedding if self._reader.tied else self._reader.tensor("lm_head.weight", *self.embedding.shape)
-        )
+        head = LinearWeights(self.embedding if self._reader.tied else self._reader.table("lm_head.weight"))
         self.norm = RmsNorm(norm, config.rms_norm_eps)
-        self.head = Linear(head.weight, packed=can_pack(dtype, device))
+        self.head = Head(Linear(head.weight, packed=can_pack(dtype, device)), ranks, config.vocab_size)
         if self._decoder is not None:
             self._decoder.add_head(norm, head)
 
@@ -56,10 +61,16 @@ class LlamaModel:
         weights = self._reader.layer(index)
         if self._decoder is not None:
             self._decoder.add_layer(index, weights)
-        return _Layer(self.config, weights, packed=can_pack(self.dtype, self.device))
+        return _Layer(self.config, weights, self._ranks, packed=can_pack(self.dtype, self.device))
 
     def attention_over(self, pool: KVPool) -> SdpaAttention:
-        return SdpaAttention(pool, Shape(self.config.num_heads, self.config.num_kv_heads, self.config.head_dim))
+        config, share = self.config, self._ranks.share
+        heads = share.of(config.num_heads, "attention heads")
+        group = config.num_heads // config.num_kv_heads
+        kv_heads = range(heads.start // group, (heads.stop - 1) // group + 1)
+        if len(heads) % group and group % len(heads):  # then groups of different sizes share a KV head
+            share.of(config.num_kv_heads, "KV heads")
+        return SdpaAttention(pool, Shape(len(heads), len(kv_heads), config.head_dim, kv_heads.start, config.num_kv_heads))
 
     def forward(
         self,
@@ -72,7 +83,7 @@ class LlamaModel:
         # Whoever wants each layer as it is computed sends it away: a prefill worker, with few tokens to decode.
         if self._decoder is not None and on_layer is None and on_hidden is None and self._decoder.takes(batch):
             return self._decoder.step(batch, pool)
-        x = embedding(batch.token_ids, self.embedding)
+        x = self._ranks.sum(self._embed(batch.token_ids))
         cos, signed_sin = self.rope.at(batch.positions)
         plan = attention.plan(batch)
         for index, layer in enumerate(self.layers):
@@ -88,20 +99,21 @@ class LlamaModel:
 
 
 class _Layer:
-    def __init__(self, config: LlamaConfig, weights: LayerWeights, *, packed: bool) -> None:
+    def __init__(self, config: LlamaConfig, weights: LayerWeights, ranks: Ranks, *, packed: bool) -> None:
         self._head_dim = config.head_dim
-        self._heads = config.num_heads
-        self._rotated = config.num_heads + config.num_kv_heads
-        self._qkv, self._output, gate_up, down = (
+        self._heads = len(ranks.share.of(config.num_heads, "attention heads"))
+        self._rotated = self._heads + config.num_kv_heads
+        self._qkv, output, gate_up, down = (
             Linear(linear.weight, linear.bias, packed=packed)
             for linear in (weights.qkv, weights.output, weights.gate_up, weights.down)
         )
-        self._mlp = SwiGlu(gate_up, down)
+        self._output = ranks.summed(output)
+        self._mlp = SwiGlu(gate_up, ranks.summed(down))
         self._input_norm = RmsNorm(weights.input_norm, config.rms_norm_eps)
         self._mlp_norm = RmsNorm(weights.mlp_norm, config.rms_norm_eps)
         self._qk_norm: _QkNorm | None = None
         if weights.query_norm is not None and weights.key_norm is not None:
-            self._qk_norm = _QkNorm(config, weights.query_norm, weights.key_norm)
+            self._qk_norm = _QkNorm(config, self._heads, weights.query_norm, weights.key_norm)
 
     def project(
         self, x: torch.Tensor, rope: RopeTable, cos: torch.Tensor, signed_sin: torch.Tensor
@@ -124,8 +136,8 @@ class _Layer:
 class _QkNorm:
     """Qwen3's normalisation of each query and key head."""
 
-    def __init__(self, config: LlamaConfig, query: torch.Tensor, key: torch.Tensor) -> None:
-        self._queries = config.num_heads
+    def __init__(self, config: LlamaConfig, queries: int, query: torch.Tensor, key: torch.Tensor) -> None:
+        self._queries = queries
         self._query, self._key = (RmsNorm(weight, config.rms_norm_eps) for weight in (query, key))
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
@@ -144,29 +156,43 @@ class _Reader:
         source.expect(names, lambda name: name.endswith("rotary_emb.inv_freq") or (self.tied and name == "lm_head.weight"))
         self.tensor = weights.tensor
 
+    def table(self, name: str) -> torch.Tensor:
+        """This process's rows of the embedding or the head."""
+        return read_table(self._weights, name, self._config.vocab_size, self._config.hidden_size)
+
     def layer(self, index: int) -> LayerWeights:
+        """Biases after a sum over all processes are the first one's."""
         config, prefix = self._config, f"model.layers.{index}"
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         hidden, inner = config.hidden_size, config.intermediate_size
         qkv = tuple(f"{attention}.{name}_proj" for name in "qkv")
+        share = self._weights.share
+        share.of(config.num_heads, "attention heads")
+        queries, inputs = share.rows(query, "values of all heads"), share.columns(query, "values of all heads")
+        inners, inner_inputs = (part(inner, "inner values of an MLP") for part in (share.rows, share.columns))
+        gate_up = (f"{mlp}.gate_proj", f"{mlp}.up_proj")
+        once = share.is_first
         return LayerWeights(
-            qkv=self._linear(qkv, (query, key, key), hidden, bias=config.qkv_bias),
-            output=self._linear((f"{attention}.o_proj",), (hidden,), query, bias=config.output_bias),
-            gate_up=self._linear((f"{mlp}.gate_proj", f"{mlp}.up_proj"), (inner, inner), hidden, bias=config.mlp_bias),
-            down=self._linear((f"{mlp}.down_proj",), (hidden,), inner, bias=config.mlp_bias),
+            qkv=self._linear(qkv, (query, key, key), hidden, (queries, None, None), bias=config.qkv_bias),
+            output=self._linear((f"{attention}.o_proj",), (hidden,), query, (inputs,), bias=config.output_bias and once),
+            gate_up=self._linear(gate_up, (inner, inner), hidden, (inners, inners), bias=config.mlp_bias),
+            down=self._linear((f"{mlp}.down_proj",), (hidden,), inner, (inner_inputs,), bias=config.mlp_bias and once),
             input_norm=self.tensor(f"{prefix}.input_layernorm.weight", hidden),
             mlp_norm=self.tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
             query_norm=self.tensor(f"{attention}.q_norm.weight", config.head_dim) if config.qk_norm else None,
             key_norm=self.tensor(f"{attention}.k_norm.weight", config.head_dim) if config.qk_norm else None,
         )
 
-    def _linear(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int, *, bias: bool) -> LinearWeights:
-        """One product for all of `names`, their results one after another."""
-        weight = self._weights.joined(tuple(f"{name}.weight" for name in names), rows, columns)
+    def _linear(
+        self, names: tuple[str, ...], rows: tuple[int, ...], columns: int, parts: tuple[Part | None, ...], *, bias: bool
+    ) -> LinearWeights:
+        """One product for all of `names`, their results one after another; `parts`: of each, what is this process's."""
+        weight = self._weights.joined(tuple(f"{name}.weight" for name in names), rows, columns, parts)
         if not bias:
             return LinearWeights(weight)
-        biases = [self.tensor(f"{name}.bias", count) for name, count in zip(names, rows, strict=True)]
+        of_rows = (part if part is not None and part.dim == ROWS else None for part in parts)
+        biases = [self.tensor(f"{name}.bias", count, part=part) for name, count, part in zip(names, rows, of_rows, strict=True)]
         return LinearWeights(weight, torch.cat(biases))
 
 

@@ -4,7 +4,6 @@ Sources: arXiv 2509.01322 and the released checkpoints' own code; compared with 
 """
 
 import torch
-from torch.nn.functional import embedding
 
 from engine.attention.base import AttentionBackend
 from engine.attention.mla import LatentShape, MlaAttention
@@ -18,6 +17,7 @@ from engine.models.longcat_weights import LongcatReader
 from engine.models.mla import Mla
 from engine.models.rope import RopeTable
 from engine.models.weights import TensorSource, WeightReader
+from engine.split.ranks import ALONE, Ranks
 
 
 class LongcatModel:
@@ -32,13 +32,17 @@ class LongcatModel:
         device: torch.device,
         max_model_len: int,
         keeps_eight_bit: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`keeps_eight_bit`: of an 8-bit checkpoint, the matrices that are most of it: experts, MLPs, attentions' outputs."""
+        """`keeps_eight_bit`: of an 8-bit checkpoint, the matrices that are most of it: experts, MLPs, attentions' outputs.
+        `ranks`: the processes that share it. Heads, inner values of MLPs, experts and the vocabulary are shared out; norms, the
+        ways down to the latents and routers are everybody's."""
         self.config = config
         self.device = device
+        self._ranks = ranks
         self.expert_tally = ExpertTally(device)
-        weights = WeightReader(source, dtype, device, config.weight_block, keeps_eight_bit)
-        reader = LongcatReader(config, weights, self.expert_tally)
+        weights = WeightReader(source, dtype, device, config.weight_block, keeps_eight_bit, ranks.share)
+        reader = LongcatReader(config, weights, self.expert_tally, ranks)
         self._rope = RopeTable(config.rope, max_model_len, dtype, device)
         self._embedding = reader.embedding()
         self._ngrams = reader.ngrams()
@@ -48,12 +52,12 @@ class LongcatModel:
         if config.with_mtp:
             layer = reader.mtp_layer(self._embedding)
             kv_layer = 2 * config.num_layers
-            self.draft_head = MtpHead(layer, self._norm, self._head, self._rope, kv_layer)
+            self.draft_head = MtpHead(layer, self._norm, self._head, self._rope, kv_layer, ranks)
 
     def attention_over(self, pool: KVPool) -> MlaAttention:
         config = self.config
         shape = LatentShape(
-            heads=config.num_heads,
+            heads=config.num_heads // self._ranks.share.size,
             nope=config.qk_nope_head_dim,
             rope=config.qk_rope_head_dim,
             latent=config.kv_lora_rank,
@@ -73,9 +77,10 @@ class LongcatModel:
         on_layer: OnLayer | None = None,
         on_hidden: OnHidden | None = None,
     ) -> torch.Tensor | None:
-        x = embedding(batch.token_ids, self._embedding)
+        x = self._embedding(batch.token_ids)
         if self._ngrams is not None:
             x = self._ngrams(x, batch)
+        x = self._ranks.sum(x)
         cores = _AttentionCores(batch, pool, attention, on_layer, self._rope)
         if self.draft_head is not None:
             self.draft_head.plan(batch, attention, cores.plan)
@@ -85,7 +90,7 @@ class LongcatModel:
             shortcut = layer.experts(branched)
             x = layer.mlps[0](branched).add_(x)
             x = cores.run(2 * index + 1, layer.attentions[1], layer.input_norms[1](x)).add_(x)
-            x = layer.mlps[1](layer.post_attention_norms[1](x)).add_(x).add_(shortcut)
+            x = self._ranks.sum(layer.mlps[1](layer.post_attention_norms[1](x)).add_(shortcut)).add_(x)
         return finish_forward(self, batch, x, on_hidden)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

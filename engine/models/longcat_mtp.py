@@ -8,16 +8,16 @@ checkpoint. Its attention has one KV layer, entry i at position i.
 from typing import Any
 
 import torch
-from torch.nn.functional import embedding
 
 from engine.attention.base import AttentionBackend
 from engine.batch import Batch, Span
 from engine.kv_pool import KVPool
-from engine.linear import Linear
 from engine.models.base import OnLayer
 from engine.models.longcat_weights import MtpLayer
 from engine.models.norm import RmsNorm
 from engine.models.rope import RopeTable
+from engine.models.vocabulary import Head
+from engine.split.ranks import Ranks
 
 
 class MtpHead:
@@ -27,13 +27,16 @@ class MtpHead:
     Attention runs over the rows that are sampled, and all that comes after it over those that are chosen.
     """
 
-    def __init__(self, layer: MtpLayer, model_norm: RmsNorm, lm_head: Linear, rope: RopeTable, kv_layer: int) -> None:
+    def __init__(
+        self, layer: MtpLayer, model_norm: RmsNorm, lm_head: Head, rope: RopeTable, kv_layer: int, ranks: Ranks
+    ) -> None:
         self.attention = layer.attention
         self._layer = layer
         self._model_norm = model_norm
         self._lm_head = lm_head
         self._rope = rope
         self._kv_layer = kv_layer
+        self._ranks = ranks
         self._planned: tuple[Batch, Any] | None = None
 
     def plan(self, batch: Batch, attention: AttentionBackend, model_plan: Any) -> None:
@@ -57,7 +60,7 @@ class MtpHead:
         assert self._planned is not None and self._planned[0] is batch, "a draft follows the forward pass of its batch"
         (_, plan), self._planned = self._planned, None
         layer = self._layer
-        tokens = layer.token_norm(embedding(next_token_ids, layer.embedding))
+        tokens = layer.token_norm(self._ranks.sum(layer.embedding(next_token_ids)))
         x = layer.joint(torch.cat((tokens, layer.hidden_norm(self._model_norm(hidden))), dim=-1))
         down = layer.attention.down(layer.input_norm(x))
         turn = self._rope.at(batch.positions)

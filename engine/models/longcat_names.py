@@ -34,6 +34,12 @@ def mtp_tensor_names() -> list[str]:
     return [MTP_EMBEDDING, f"{MTP_PREFIX}norm.weight", *(f"{MTP_LAYER}.{name}" for name in layer)]
 
 
+def expert_names(config: LongcatConfig, experts: range) -> list[str]:
+    """Those of `experts`, in all layers."""
+    kinds = [f"mlp.experts.{expert}.{name}.weight" for expert in experts for name in MLP]
+    return [f"model.layers.{index}.{kind}" for index in range(config.num_layers) for kind in kinds]
+
+
 def _layer(config: LongcatConfig) -> list[str]:
     names = [f"{norm}.{half}.weight" for norm in ("input_layernorm", "post_attention_layernorm") for half in HALVES]
     names += [f"self_attn.{half}.{name}.weight" for half in HALVES for name in ATTENTION]

@@ -21,6 +21,7 @@ from engine.models.weights import TensorSource
 from engine.native.decoder import why_not
 from engine.native.library import load_library
 from engine.placement import keeps_eight_bit
+from engine.split.ranks import ALONE, Ranks
 from protocol.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -57,15 +58,21 @@ def build_model(
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int,
+    ranks: Ranks = ALONE,
 ) -> Model:
-    """The model with its weights read. Raises ConfigError when the tensors are not those that `shape` implies."""
+    """The model with its weights read, or the part of it that is this process's. Raises ConfigError when the tensors are not those
+    that `shape` implies, or `ranks` cannot share them."""
     match shape:
         case LlamaConfig():
-            kernels = _native_kernels(config, shape, dtype, device)
-            return LlamaModel(shape, source, dtype=dtype, device=device, max_model_len=max_model_len, kernels=kernels)
+            kernels = _native_kernels(config, shape, dtype, device) if ranks.share.is_whole else None
+            return LlamaModel(
+                shape, source, dtype=dtype, device=device, max_model_len=max_model_len, kernels=kernels, ranks=ranks
+            )
         case LongcatConfig():
             keeps = keeps_eight_bit(config, device)
-            return LongcatModel(shape, source, dtype=dtype, device=device, max_model_len=max_model_len, keeps_eight_bit=keeps)
+            return LongcatModel(
+                shape, source, dtype=dtype, device=device, max_model_len=max_model_len, keeps_eight_bit=keeps, ranks=ranks
+            )
         case _:
             raise AssertionError(f"no model for {type(shape).__name__}")
 
