@@ -386,11 +386,14 @@ class Ended(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    HANDED_BACK_FIELD_NUMBER: _builtins.int
     outcome: _builtins.str
     """protocol/outcomes.py"""
     message: _builtins.str
     """for an error: what and whether a retry can help"""
     cached_tokens: _builtins.int
+    handed_back: _builtins.bool
+    """The worker gives it back unharmed, because it stops: it can go on elsewhere from the tokens that were sent. No failure."""
     @_builtins.property
     def timings(self) -> Global___Timings: ...
     def __init__(
@@ -400,10 +403,11 @@ class Ended(_message.Message):
         message: _builtins.str = ...,
         cached_tokens: _builtins.int = ...,
         timings: Global___Timings | None = ...,
+        handed_back: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "message", b"message", "outcome", b"outcome", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "handed_back", b"handed_back", "message", b"message", "outcome", b"outcome", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,8 +26,15 @@ class Outcome(StrEnum):
     """The prompt could not be computed anywhere."""
     TRANSFER_FAILED = "transfer_failed"
     """The KV cache could not be moved and verified, nor computed again."""
+    POISON = "poison"
+    """Two workers died on it, and on it alone: it is not tried again, and a retry would only do the same (router/losses.py)."""
     INTERNAL = "internal"
     """A bug of ours."""
+
+    @classmethod
+    def of(cls, word: str) -> "Outcome":
+        """What another process said. A word that is none of ours is a bug on its side."""
+        return cls(word) if word in set(cls) else cls.INTERNAL
 
     @property
     def is_success(self) -> bool:

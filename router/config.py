@@ -85,10 +85,16 @@ class RouterConfig(BaseModel):
         default=600.0, gt=0, description="Seconds from arrival to the last token. Above any sane answer: a backstop."
     )
     worker_wait_s: float = Field(
-        default=2.0,
+        default=20.0,
         ge=0,
         description="Seconds an accepted request waits for a decode worker when there is none, before 503. "
-        "Long enough for a worker that redials, short enough for a client that retries.",
+        "Long enough for a small worker to be replaced on a busy machine (measured: 5 to 17 s), shorter than a person's patience.",
+    )
+    worker_return_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="The same for a request that has lost its worker: its client may have a part of the answer, which "
+        "nobody else can go on with. Within the request's deadline.",
     )
     worker_silence_s: float = Field(
         default=3.0,
@@ -101,9 +107,11 @@ class RouterConfig(BaseModel):
         description="Seconds a decode worker may report running requests and no engine step. Above the longest step there is.",
     )
     max_retries: int = Field(
-        default=1,
+        default=8,
         ge=0,
-        description="How often a request that lost its worker goes on elsewhere. Bounded: one that kills workers must end.",
+        description="How often a request that lost its worker, or was refused there, goes on elsewhere within its deadline. With "
+        "one loss expected per answer (a worker killed every 5 s) one answer in a million is lost more often. One that kills "
+        "workers ends sooner (router/losses.py); one that a stopping worker hands back is not counted.",
     )
 
     max_open_requests: int = Field(

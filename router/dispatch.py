@@ -16,17 +16,19 @@ from protocol.lifecycle import Event, State
 from protocol.outcomes import Outcome
 from router.accounting import Accounting, Spent
 from router.config import RouterConfig
+from router.losses import POISON, Verdict, judge
 from router.model import ModelInfo
 from router.open_requests import OpenRequests
 from router.placement.attempts import Attempts
 from router.request import End, GenerateSpec, Request, Timeline
+from router.returns import MOVED, Returns
 from router.tenants.caller import ANONYMOUS, Caller
 from router.tenants.tenant import Tenant, Tenants
 from router.text.answer_text import AnswerText
 from router.text.tokenizer import TextTokenizer
 from router.turns import Turns
 from router.waiting_line import GONE, WaitingLine
-from router.workers import Membership, Worker
+from router.workers import DECODE, Membership, Worker
 from telemetry.tracing import NO_CONTEXT, TraceContext
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Dispatcher:
         """The line of all who write to clients."""
         self._line = WaitingLine(config, accounting, self._attempts, self._end)
         self._open = OpenRequests(accounting)
+        self._returns = Returns(self._line, accounting)
         self.is_draining = False
         self._attempts.on_room = self._line.note_room
         members.on_joined = self._line.on_worker_joined
@@ -173,6 +176,8 @@ class Dispatcher:
     def _on_output(self, request: Request, output: cluster_pb2.RequestOutput, now: float) -> None:
         token_ids = output.token_ids[:]  # a plain list: the message's own is slow to read
         stopped = bool(token_ids) and self._add_tokens(request, output, token_ids, now)
+        if token_ids and request.suspicion.deaths:
+            self._returns.on_token(request)
         if output.HasField("ended"):
             self._on_ended(request, output.ended, stopped)
         elif stopped:
@@ -199,12 +204,13 @@ class Dispatcher:
     def _on_ended(self, request: Request, ended: cluster_pb2.Ended, stopped: bool) -> None:
         self._attempts.leave(request)
         request.cached_tokens = min(ended.cached_tokens, len(request.spec.prompt))
-        outcome = Outcome.STOP if stopped else _outcome_of(ended)
-        goes_on = self._can_go_on(request, outcome)
+        outcome = Outcome.STOP if stopped else Outcome.of(ended.outcome)
+        is_moved = ended.handed_back and not stopped
+        goes_on = is_moved or self._can_go_on(request, outcome)
         spent = Spent.RETRIED if goes_on else Spent.SERVED if outcome.is_success else Spent.FAILED
         self._accounting.attempt_ended(request, ended.timings, spent)
         if goes_on:
-            self._go_on(request)
+            self._go_on(request, MOVED if is_moved else str(outcome))
         else:
             retry_after_s = self._line.retry_after_s if outcome is Outcome.OVERLOADED else None
             self._end(request, End(outcome, ended.message, retry_after_s=retry_after_s))
@@ -214,29 +220,30 @@ class Dispatcher:
     def _on_worker_lost(self, worker: Worker, reason: str) -> None:
         self._attempts.on_worker_lost(worker)
         self._line.note_room()
-        requests = list(worker.open_requests.values())
+        requests = self._attempts.held_by(worker)
         logger.log(
             logging.INFO if worker.is_draining else logging.WARNING,
             "%s %s left: %s; it had %d open requests", worker.pool, worker.name, reason, len(requests),
         )  # fmt: skip
-        for request in requests:
+        verdicts = judge([request.suspicion for request in requests]) if worker.has_died else [Verdict.GO_ON] * len(requests)
+        for request, verdict in zip(requests, verdicts, strict=True):
             try:
-                self._on_lost(request)
+                if verdict is Verdict.POISON:
+                    logger.error("request %s: %s", request.request_id, POISON)
+                    self._end(request, End(Outcome.POISON, POISON))
+                elif worker.hello.role == DECODE:  # a prefill worker's loss is made good by the decode worker
+                    self._attempts.leave(request)
+                    if self._can_go_on(request, Outcome.UNAVAILABLE):
+                        self._go_on(request, "worker_lost", is_apart=verdict is Verdict.APART)
+                    else:
+                        self._end(request, End(Outcome.UNAVAILABLE, GONE))
             except Exception:
                 logger.exception("request %s", request.request_id)
                 self._end(request, End(Outcome.INTERNAL, "the router failed to go on with the answer"))
         self._line.pump()
 
-    def _on_lost(self, request: Request) -> None:
-        self._attempts.leave(request)
-        if self._can_go_on(request, Outcome.UNAVAILABLE):
-            self._go_on(request)
-        else:
-            self._end(request, End(Outcome.UNAVAILABLE, GONE))
-
     def _can_go_on(self, request: Request, outcome: Outcome) -> bool:
-        """Whether another worker may help. A worker that said no is not asked again; one whose stream broke is gone, or welcome
-        when it is back."""
+        """Whether another worker may help. A worker that said no is not asked again; a lost one is welcome when it is back."""
         if not outcome.is_retryable or request.retries >= self._config.max_retries:
             return False
         if outcome in (Outcome.PREFILL_FAILED, Outcome.TRANSFER_FAILED) and request.prefill is not None:
@@ -246,15 +253,14 @@ class Dispatcher:
             return any(worker.takes(request.total_tokens, request.avoided) for worker in self._attempts.decode_workers)
         return True
 
-    def _go_on(self, request: Request) -> None:
+    def _go_on(self, request: Request, why: str, *, is_apart: bool = False) -> None:
         """From the tokens that the client has already. Draws are keyed by (seed, position), and the worker is told which tokens
-        are answer, so the answer is the one it would have been."""
-        request.retries += 1
+        are answer, so the answer is the one it would have been. `is_apart`: when no other suspect is being tried."""
         self._open.advance(request, Event.WORKER_LOST)
         if len(request.output) >= request.spec.sampling.max_tokens:  # only the word that it ended was lost
             self._end(request, End(Outcome.LENGTH))
         else:
-            self._line.enter(request, is_returning=True)
+            self._returns.enter(request, why, is_apart=is_apart)
 
     def _on_deadline(self, request: Request) -> None:
         self._end(request, End(Outcome.DEADLINE, "the request's deadline passed"))
@@ -267,6 +273,7 @@ class Dispatcher:
         self._open.advance(request, Event.END)
         self._attempts.cancel(request, Spent.SERVED if end.outcome.is_success else Spent.FAILED)
         self._line.leave(request)
+        self._returns.leave(request)
         for timer in request.timers:
             timer.cancel()
         if end.outcome.is_success:
@@ -291,8 +298,3 @@ class Dispatcher:
         for request in siblings:
             if not request.lifecycle.has_ended:
                 self._line.enter(request)
-
-
-def _outcome_of(ended: cluster_pb2.Ended) -> Outcome:
-    """A word that is none of ours is a bug on the other side."""
-    return Outcome(ended.outcome) if ended.outcome in set(Outcome) else Outcome.INTERNAL

@@ -40,7 +40,7 @@ class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
         logger.info("%s %s joined from %s", worker.pool, worker.name, worker.hello.peer.address)
         writing = asyncio.create_task(_write(worker, context), name=f"to-{worker.name}")
         reading = asyncio.create_task(self._read(worker, context), name=f"from-{worker.name}")
-        reason = "its stream broke"
+        reason, has_died = "its stream broke", True
         try:
             ends: list[asyncio.Future[Any]] = [writing, reading, worker.end_reason]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -48,9 +48,10 @@ class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
                 reason = worker.end_reason.result()
             elif reading.done():
                 reason = _why_reading_ended(reading.exception())
+                has_died = not isinstance(reading.exception(), _Unhandled)
         finally:
             # First the membership, at once and without an await: its requests go on elsewhere.
-            self._members.leave(worker, reason)
+            self._members.leave(worker, reason, has_died=has_died)
             for task in (writing, reading):
                 task.cancel()
             await asyncio.gather(writing, reading, return_exceptions=True)

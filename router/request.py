@@ -10,6 +10,7 @@ from protocol.ids import RequestId
 from protocol.lifecycle import Lifecycle, Role
 from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
+from router.losses import Suspicion
 from router.tenants.caller import ANONYMOUS, Caller
 from router.tenants.tenant import Charge
 from router.text.answer_text import AnswerText
@@ -114,7 +115,10 @@ class Request:
         self.timeline = timeline
         self.lifecycle = Lifecycle(Role.ROUTER)
         self.output: list[int] = []
+        self.attempts = 0
+        """How often it was sent to a decode worker."""
         self.retries = 0
+        self.suspicion = Suspicion()
         self.cached_tokens = 0
         self.end: End | None = None
         self.figures = serval_pb2.Figures()

@@ -52,13 +52,14 @@ class Places(Protocol):
 class _Wait:
     """One request's timers here."""
 
-    queue_timeout: asyncio.TimerHandle
+    queue_timeout: asyncio.TimerHandle | None
     worker_wait: asyncio.TimerHandle | None = None
     """While it is set aside."""
 
 
 class WaitingLine:
-    """Every wait in it has a deadline: `queue_timeout_s` for room, `worker_wait_s` for any worker at all."""
+    """Every wait in it has a deadline: `queue_timeout_s` for room, `worker_wait_s` for any worker at all. Who has been at a worker
+    already has other ones: `worker_return_s`, and for room the request's own."""
 
     def __init__(
         self,
@@ -97,7 +98,9 @@ class WaitingLine:
 
     def enter(self, request: Request, *, is_returning: bool = False) -> None:
         """Queues it; it moves with the next `pump`. Who returns from a lost worker has had its turn, and goes first."""
-        timer = asyncio.get_running_loop().call_later(self._config.queue_timeout_s, self._on_queue_timeout, request)
+        timer = None
+        if not is_returning:
+            timer = asyncio.get_running_loop().call_later(self._config.queue_timeout_s, self._on_queue_timeout, request)
         self._waits[request] = _Wait(timer)
         self._push(request, is_returning)
         self._accounting.line_length(request, +1)
@@ -107,7 +110,8 @@ class WaitingLine:
         wait = self._waits.pop(request, None)
         if wait is None:
             return
-        wait.queue_timeout.cancel()
+        if wait.queue_timeout is not None:
+            wait.queue_timeout.cancel()
         if wait.worker_wait is not None:
             wait.worker_wait.cancel()
         if self._queue.remove(request):
@@ -170,7 +174,7 @@ class WaitingLine:
             assert wait.worker_wait is not None
             wait.worker_wait.cancel()
             wait.worker_wait = None
-            self._push(request, is_returning=request.retries > 0)
+            self._push(request, is_returning=request.attempts > 0)
         self.note_room()
         self.pump()
 
@@ -192,11 +196,12 @@ class WaitingLine:
     def _put_aside(self, request: Request) -> None:
         self._queue.remove(request)
         self._set_aside[request] = None
-        timer = asyncio.get_running_loop().call_later(self._config.worker_wait_s, self._on_worker_wait_over, request)
+        wait_s = self._config.worker_return_s if request.attempts else self._config.worker_wait_s
+        timer = asyncio.get_running_loop().call_later(wait_s, self._on_worker_wait_over, request)
         self._waits[request].worker_wait = timer
 
     def _on_worker_wait_over(self, request: Request) -> None:
-        self._give_up(request, End(Outcome.UNAVAILABLE, GONE if request.retries else _NO_WORKER))
+        self._give_up(request, End(Outcome.UNAVAILABLE, GONE if request.attempts else _NO_WORKER))
         self.pump()
 
     def _on_queue_timeout(self, request: Request) -> None:

@@ -34,6 +34,8 @@ class Worker:
     progressed_at: float
     load: cluster_pb2.LoadReport = field(default_factory=cluster_pb2.LoadReport)
     is_draining: bool = False
+    has_died: bool = False
+    """It was lost in disorder: its stream broke, or it stood still. Set when it has left."""
     open_requests: dict[int, Request] = field(default_factory=dict)
     in_flight: int = 0
     in_flight_tokens: int = 0
@@ -175,7 +177,8 @@ class Membership:
         self._check(hello, [worker for other, worker in self._workers.items() if other != key])
         if (old := self._workers.get(key)) is not None:
             same = old.incarnation == hello.peer.incarnation
-            self.leave(old, "it opened a new stream" if same else "a restarted worker took its place")
+            why = "it opened a new stream" if same else "a restarted worker took its place"
+            self.leave(old, why, has_died=not same)
         worker = Worker(hello, joined_at=now, heard_at=now, progressed_at=now)
         worker.outbox.put_nowait(cluster_pb2.FromRouter(welcome=cluster_pb2.Welcome(router=self._me)))
         self._workers[key] = worker
@@ -183,12 +186,13 @@ class Membership:
         self.on_joined()
         return worker
 
-    def leave(self, worker: Worker, reason: str) -> None:
-        """Removes the worker and gives up its requests; idempotent."""
+    def leave(self, worker: Worker, reason: str, *, has_died: bool = True) -> None:
+        """Removes the worker and gives up its requests; idempotent. `has_died`: not in order."""
         key = (worker.hello.role, worker.name)
         if self._workers.get(key) is not worker:
             return
         del self._workers[key]
+        worker.has_died = has_died and not worker.is_draining
         self._count(worker.pool, worker.hello.role)
         if not worker.is_draining:
             self._metrics.worker_losses.of(pool=worker.pool).inc()

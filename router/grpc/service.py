@@ -37,6 +37,7 @@ CODES = {
     Outcome.TRANSFER_FAILED: grpc.StatusCode.UNAVAILABLE,
     Outcome.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
     Outcome.CANCELLED: grpc.StatusCode.CANCELLED,
+    Outcome.POISON: grpc.StatusCode.FAILED_PRECONDITION,
     Outcome.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 

@@ -17,6 +17,7 @@ STATUS = {
     Outcome.DEADLINE: 504,
     Outcome.PREFILL_FAILED: 503,
     Outcome.TRANSFER_FAILED: 503,
+    Outcome.POISON: 422,  # clients try again what fails with a 5xx
     Outcome.INTERNAL: 500,
     Outcome.CANCELLED: 499,
 }

@@ -43,6 +43,17 @@ class Attempts:
         """All there are, whether they have room now or not."""
         return self._members.pool(DECODE)
 
+    def held_by(self, worker: Worker) -> list[Request]:
+        """A decode worker's open requests; those whose prompt a prefill worker has in hand."""
+        if worker.hello.role == DECODE:
+            return list(worker.open_requests.values())
+        return [
+            request
+            for decode in self.decode_workers
+            for request in decode.open_requests.values()
+            if request.is_at_prefill and request.prefill is worker
+        ]
+
     def place(self, request: Request, kept: Set[Worker] = frozenset()) -> Placed:
         """Sends it to the workers that suit it best among those with room. `kept`: decode workers that it must not go to now."""
         ask = self._ask(request)
@@ -94,6 +105,7 @@ class Attempts:
         request.lifecycle.advance(Event.SUBMITTED)
         request.timeline.submitted = request.timeline.submitted or now
         request.number = next(self._numbers)
+        request.attempts += 1
         request.placement = placement
         decode, prefill = placement.decode, placement.prefill
         request.decode, request.prefill = decode, prefill
@@ -111,7 +123,7 @@ class Attempts:
         asked = prefill or placement.standby
         submit = cluster_pb2.Submit(
             request=request.number,
-            request_id=f"{request.request_id}.{request.retries}" if request.retries else request.request_id,
+            request_id=f"{request.request_id}.{request.attempts - 1}" if request.attempts > 1 else request.request_id,
             prompt=[*request.spec.prompt, *request.output],
             output_tokens=len(request.output),
             sampling=_sampling_of(request).to_proto(),

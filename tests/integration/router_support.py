@@ -293,6 +293,7 @@ async def cluster(folder: Path, **config: object) -> AsyncIterator[Cluster]:
         "grpc_port": 0,
         "link_port": 0,
         "worker_wait_s": 0.2,
+        "worker_return_s": 0.2,
         **config,
     }
     router = Router(RouterConfig(**settings), metrics)  # type: ignore[arg-type]

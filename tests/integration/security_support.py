@@ -97,6 +97,7 @@ async def secure(tmp_path: Path, **config: Any) -> AsyncIterator[Secure]:
         "grpc_port": 0,
         "link_port": 0,
         "worker_wait_s": 0.2,
+        "worker_return_s": 0.2,
         "tls": front_files(folder),
         "link_tls": peer_files(folder).of_role("router"),
         "keys_file": keys_file,

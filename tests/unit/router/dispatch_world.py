@@ -45,7 +45,9 @@ class World:
     def __init__(self, **config: Any) -> None:
         self.metrics = Metrics("router", "router-0")
         self.members = Membership(cluster_pb2.Peer(name="router-0"), "m", self.metrics)
-        self.config = RouterConfig(**{"model": "m", "model_dir": "/nowhere", "worker_wait_s": 0.0, **config})
+        self.config = RouterConfig(
+            **{"model": "m", "model_dir": "/nowhere", "worker_wait_s": 0.0, "worker_return_s": 0.0, **config}
+        )
         accounting = Accounting(self.metrics, self.config.cost)
         self.dispatcher = Dispatcher(self.config, MODEL, TOKENIZER, self.members, accounting)
         self.requests: list[Request] = []
@@ -87,11 +89,13 @@ class World:
     def report(self, worker: Worker, **load: Any) -> None:
         self.dispatcher.on_load(worker, cluster_pb2.LoadReport(**load), asyncio.get_running_loop().time())
 
-    def say(self, task: Task, tokens: int, outcome: str | None, **timings: Any) -> None:
+    def say(self, task: Task, tokens: int, outcome: str | None, *, handed_back: bool = False, **timings: Any) -> None:
         tokens = min(tokens, task.left)
         ids = [token_at(task.position + index) for index in range(tokens)]
         task.position, task.left = task.position + tokens, task.left - tokens
-        ended = cluster_pb2.Ended(outcome=outcome, timings=cluster_pb2.Timings(**timings)) if outcome else None
+        ended = None
+        if outcome:
+            ended = cluster_pb2.Ended(outcome=outcome, timings=cluster_pb2.Timings(**timings), handed_back=handed_back)
         output = cluster_pb2.RequestOutput(request=task.number, token_ids=ids, ended=ended)
         self.dispatcher.on_step(task.worker, cluster_pb2.StepOutput(outputs=[output]))
 

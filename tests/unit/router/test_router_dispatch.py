@@ -139,7 +139,12 @@ async def test_a_retry_is_counted_against_max_retries_not_for_ever() -> None:
     world = World(max_retries=2)
     request = world.accept()
     for attempt in range(3):
-        world.members.leave(world.join("decode", f"d{attempt}"), "killed")
+        worker = world.join("decode", f"d{attempt}")
+        async with asyncio.timeout(5):
+            while not request.is_at_decode:  # noqa: ASYNC110 - the pause before a retry is on the loop's clock
+                await asyncio.sleep(0.005)
+        world.say(world.task_of(request), 1, None)
+        world.members.leave(worker, "killed")
     assert request.end is not None
     assert (request.end.outcome, request.retries) == (Outcome.UNAVAILABLE, 2)
 
