@@ -1,0 +1,331 @@
+"""One trial of one cell: bring requests into the state, see that they are, hit the process, watch what becomes of everybody."""
+
+import asyncio
+import contextlib
+import dataclasses
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from cluster_clients import Ask
+from matrix_cells import STOP_S, Cell, Fault, Victim
+from matrix_client import Client
+from matrix_cluster import DECODE_SEQUENCES, ROUTERS, MatrixCluster
+from matrix_expected import Expected
+from matrix_places import is_unplugged
+
+from protocol.sampling import SamplingParams
+
+REACH_TIMEOUT_S = 20.0
+COMPANY_S = 1.0
+"""Given to the others to come to the same state, once one is there."""
+EXIT_TIMEOUT_S = 45.0
+"""A worker's drain and stop, as shipped, take 40 s at most."""
+END_TIMEOUT_S = 120.0
+BALANCE_TIMEOUT_S = 30.0
+LOOK_PERIOD_S = 0.01
+
+ANSWER_TOKENS = 48
+FILLER_TOKENS = 96
+"""Enough to last while others wait behind them, at one token per slow step."""
+
+
+class NotReached(Exception):
+    """The requests did not come to the state, so nothing was shown."""
+
+
+@dataclass
+class Trial:
+    """What was seen. `wrong` empty: all was as promised."""
+
+    cell: Cell
+    repeat: int
+    number: int = 0
+    victim: str = ""
+    hits: int = 0
+    """Requests that were in the state, at the process that was hit, when it was."""
+    bystanders: int = 0
+    evidence: dict[str, Any] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    """How the hits ended for their clients."""
+    recover_s: list[float] = field(default_factory=list)
+    """Per hit: from the fault to the next token, where need be of the client's second try at the other router."""
+    ended_s: list[float] = field(default_factory=list)
+    """Per hit: from the fault to the client's hearing of the end."""
+    whole_s: float | None = None
+    """From the fault until every process is there, and known to both routers."""
+    balanced_s: float | None = None
+    """From the fault until every worker has all of its blocks back."""
+    leaked: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+async def run_trial(cell: Cell, repeat: int, cluster: MatrixCluster, expected: Expected) -> Trial:
+    """Leaves the cluster whole and balanced, or says in `wrong` that it is not."""
+    run = _Run(Trial(cell, repeat), cluster, expected)
+    began = time.monotonic()
+    try:
+        await run.run()
+    except NotReached as error:
+        run.trial.wrong.append(f"the state was not reached: {error}")
+    except (AssertionError, TimeoutError) as error:
+        run.trial.wrong.append(f"{type(error).__name__}: {error}")
+    finally:
+        await run.clean_up()
+        run.trial.seconds = round(time.monotonic() - began, 2)
+    return run.trial
+
+
+class _Run:
+    def __init__(self, trial: Trial, cluster: MatrixCluster, expected: Expected) -> None:
+        self.trial = trial
+        self._cell = trial.cell
+        self._cluster = cluster
+        self._expected = expected
+        self._draw = Random(f"{trial.cell} {trial.repeat}")
+        self._lengths = iter(self._draw.sample(range(150, 230), 32))
+        self._clients: list[Client] = []
+        self._fillers: list[Client] = []
+        self._again: dict[Client, Client] = {}
+        self._hits: list[Client] = []
+        self._counted: dict[str, tuple[int, dict[str, int]]] = {}
+        """By router: its process, and the requests that it had ended before."""
+
+    async def run(self) -> None:
+        cluster, trial = self._cluster, self.trial
+        for router in ROUTERS:
+            self._counted[router] = cluster.processes[router].pid, await cluster.outcomes(router)
+        await self._reach()
+        if self._cell.state == "draining":
+            cluster.processes[trial.victim].signal(signal.SIGTERM)
+            await _until(lambda: cluster.is_draining(trial.victim), NotReached("it does not drain"), REACH_TIMEOUT_S)
+            assert cluster.processes[trial.victim].is_running, "it ended before the fault"
+        hit_at = self._hit()
+        try:
+            await self._see_hit()
+            cluster.let_go()
+            await self._heal(hit_at)
+            await self._everybody_ends(hit_at)
+        finally:
+            self._undo()
+        await self._become_whole(hit_at)
+        await self._judge(hit_at)
+
+    # ---- into the state
+
+    async def _reach(self) -> None:
+        cell, cluster = self._cell, self._cluster
+        cluster.hold(cell.point)
+        if cell.waits_in_router:
+            await self._fill()
+            self._clients = [self._ask("router-0", number) for number in range(4)]
+            await _until(self._is_in_line, NotReached("not in the router's line"), REACH_TIMEOUT_S)
+            self._hits = self._clients
+            self.trial.victim = "router-0"
+            self.trial.evidence["before"] = {"serval_queue_length of router-0": len(self._hits)}
+        else:
+            self._clients = [self._ask(ROUTERS[number % 2], number) for number in range(4)]
+            await _until(self._is_reached, NotReached(f"told: {cluster.held(cell.point)}"), REACH_TIMEOUT_S)
+            with contextlib.suppress(NotReached):
+                await _until(self._are_all_there, NotReached("some are elsewhere"), COMPANY_S)
+            self._choose_victim(await self._told())
+        self.trial.hits = len(self._hits)
+        self.trial.bystanders = len(self._clients) + len(self._fillers) - len(self._hits)
+
+    async def _fill(self) -> None:
+        """Answers of the other router take all places at the decode workers, and router-0 has heard of it."""
+        places = 2 * DECODE_SEQUENCES
+        self._fillers = [self._ask("router-1", number, FILLER_TOKENS) for number in range(places)]
+        full = NotReached("the decode workers are not full")
+        await _until(lambda: all(filler.has_begun for filler in self._fillers), full, REACH_TIMEOUT_S)
+
+        async def is_known() -> bool:
+            workers = await self._cluster.workers("router-0")
+            return sum(worker["load"]["running"] for worker in workers.values()) == places
+
+        await _until(is_known, full, REACH_TIMEOUT_S)
+
+    async def _is_in_line(self) -> bool:
+        in_line: float = (await self._cluster.scrape("router-0")).sum("serval_queue_length")
+        return in_line == len(self._clients)
+
+    async def _is_reached(self) -> bool:
+        return bool(await self._told())
+
+    async def _are_all_there(self) -> bool:
+        return len(await self._told()) == len(self._clients)
+
+    async def _told(self) -> dict[int, tuple[str, dict[str, Any]]]:
+        """By prompt length: at which process of the victim's role a request is that is in the state, and what was told of it."""
+        names = await self._cluster.names_by_incarnation()
+        found = {}
+        for facts in self._cluster.held(self._cell.point):
+            for client in self._clients:
+                if client.prompt_tokens != facts["prompt_tokens"] or not self._is_there(client, facts):
+                    continue
+                involved = [facts["worker"], names.get(facts["peer"], "?"), client.front.router]
+                (where,) = [name for name in involved if name.startswith(self._cell.victim)]
+                if where != "router-1":  # the one that stays: clients try again there
+                    found[client.prompt_tokens] = where, facts
+        return found
+
+    def _is_there(self, client: Client, facts: dict[str, Any]) -> bool:
+        is_open = client.finish is None and client.error is None
+        fits = self._cell.is_there(facts) and self._cell.tokens_fit(len(client.heard_at))
+        return is_open and fits
+
+    def _choose_victim(self, told: dict[int, tuple[str, dict[str, Any]]]) -> None:
+        """Who has most of them."""
+        if not told:
+            raise NotReached("nothing is told any more")
+        ((victim, _),) = Counter(where for where, _ in told.values()).most_common(1)
+        hit = {prompt: facts for prompt, (where, facts) in told.items() if where == victim}
+        self._hits = [client for client in self._clients if client.prompt_tokens in hit]
+        self.trial.victim = victim
+        self.trial.evidence["before"] = list(hit.values())
+
+    def _ask(self, router: str, number: int, max_tokens: int = ANSWER_TOKENS) -> Client:
+        prompt = tuple(self._draw.randrange(256) for _ in range(next(self._lengths)))
+        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0.0)
+        if number in (1, 2):
+            params = dataclasses.replace(params, temperature=0.8, seed=self._draw.randrange(1 << 31))
+        return Client(Ask(prompt, params), self._cluster.front(router), over_http=number in (2, 3))
+
+    # ---- the fault
+
+    def _hit(self) -> float:
+        """Returns when. Between the last look and this nothing can have moved on: the requests are held."""
+        process = self._cluster.processes[self.trial.victim]
+        hit_at = time.monotonic()
+        match self._cell.fault:
+            case Fault.KILL:
+                process.signal(signal.SIGKILL)
+            case Fault.STOP:
+                process.signal(signal.SIGSTOP)
+            case Fault.TERM:
+                process.signal(signal.SIGTERM)
+            case Fault.NETWORK:
+                assert self._cluster.switch is not None
+                self._cluster.switch.pull(process.post.place)
+        return hit_at
+
+    async def _see_hit(self) -> None:
+        """That it is so, by the kernel's word or its own."""
+        process, name = self._cluster.processes[self.trial.victim], self.trial.victim
+        looks: dict[Fault, tuple[str, Callable[[], Any]]] = {
+            Fault.KILL: ("dead", lambda: not process.is_running),
+            Fault.STOP: ("stopped", lambda: process.is_stopped),
+            Fault.TERM: ("draining or ended", lambda: self._cluster.is_draining(name)),
+            Fault.NETWORK: ("unplugged", lambda: is_unplugged(process.post.place)),
+        }
+        what, look = looks[self._cell.fault]
+        await _until(look, AssertionError(f"{name} is not {what}"), REACH_TIMEOUT_S)
+        self.trial.evidence["after"] = f"{name} is {what}"
+
+    async def _heal(self, hit_at: float) -> None:
+        if self._cell.fault in (Fault.STOP, Fault.NETWORK):
+            await asyncio.sleep(hit_at + STOP_S - time.monotonic())
+            self._undo()
+
+    def _undo(self) -> None:
+        process = self._cluster.processes[self.trial.victim]
+        if self._cell.fault is Fault.STOP:
+            process.signal(signal.SIGCONT)
+        elif self._cell.fault is Fault.NETWORK and is_unplugged(process.post.place):
+            assert self._cluster.switch is not None
+            self._cluster.switch.plug(process.post.place)
+
+    # ---- afterwards
+
+    async def _everybody_ends(self, hit_at: float) -> None:
+        """A client whose router failed it asks the other one, as a client would."""
+        async with asyncio.timeout(END_TIMEOUT_S):
+            await asyncio.gather(*(self._end(client) for client in [*self._clients, *self._fillers]))
+
+    async def _end(self, client: Client) -> None:
+        await asyncio.wait({client.done})
+        if client.error is not None and self._cell.victim is Victim.ROUTER and client.front.router == self.trial.victim:
+            again = self._again[client] = Client(client.ask, self._cluster.front("router-1"), client.over_http)
+            await asyncio.wait({again.done})
+
+    async def _become_whole(self, hit_at: float) -> None:
+        cluster, name = self._cluster, self.trial.victim
+        if self._cell.ends_process:
+            late = AssertionError(f"{name} did not end within {EXIT_TIMEOUT_S:g} s")
+            await _until(lambda: not cluster.processes[name].is_running, late, EXIT_TIMEOUT_S)
+            cluster.replace(name)
+        await cluster.until_whole()
+        self.trial.whole_s = round(time.monotonic() - hit_at, 3)
+        self.trial.leaked = await cluster.until_balanced(BALANCE_TIMEOUT_S)
+        if not self.trial.leaked:
+            self.trial.balanced_s = round(time.monotonic() - hit_at, 3)
+
+    async def _judge(self, hit_at: float) -> None:
+        trial = self.trial
+        answers = await self._expected.of([client.ask for client in [*self._clients, *self._fillers]])
+        for client, wanted in zip([*self._clients, *self._fillers], answers, strict=True):
+            is_hit = client in self._hits
+            last = self._again.get(client, client)
+            who = f"{'hit' if is_hit else 'bystander'} of {client.prompt_tokens} tokens"
+            if is_hit:
+                before = sum(at <= hit_at for at in client.heard_at)
+                if not self._cell.tokens_fit(before) or client.ended_at <= hit_at:
+                    trial.wrong.append(f"{who}: it had gone on before the fault ({before} messages)")
+                trial.outcomes[_outcome(client)] = trial.outcomes.get(_outcome(client), 0) + 1
+                trial.ended_s.append(round(client.ended_at - hit_at, 4))
+                if (heard := last.first_heard_after(hit_at)) is not None:
+                    trial.recover_s.append(round(heard - hit_at, 4))
+            if last.finish is None:
+                trial.wrong.append(f"{who}: {last.error}")
+            if client.error is not None and client.error.startswith("silent"):
+                trial.wrong.append(f"{who}: {client.error}")
+            trial.wrong += [f"{who}: {wrong}" for one in {client, last} for wrong in self._expected.differences(one, wanted)]
+        trial.wrong += [f"leaked: {leak}" for leak in trial.leaked]
+        await self._check_counts()
+
+    async def _check_counts(self) -> None:
+        """Every request that a router accepted and lived to end is in exactly one outcome."""
+        for router, (pid, before) in self._counted.items():
+            if self._cluster.processes[router].pid != pid:
+                continue
+            everybody = [*self._clients, *self._fillers, *self._again.values()]
+            asked = sum(client.front.router == router for client in everybody)
+            after = await self._cluster.outcomes(router)
+            ended = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+            self.trial.evidence[f"outcomes of {router}"] = ended
+            finished = sum(client.front.router == router and client.finish is not None for client in everybody)
+            if sum(ended.values()) != asked or ended.get("length", 0) < finished:
+                self.trial.wrong.append(f"{router} counted {ended} for {asked} requests, {finished} of which finished")
+
+    async def clean_up(self) -> None:
+        self._cluster.let_go()
+        clients = [*self._clients, *self._fillers, *self._again.values()]
+        for client in clients:
+            client.done.cancel()
+        if clients:
+            await asyncio.wait({client.done for client in clients})
+
+
+def _outcome(client: Client) -> str:
+    """For the report: without what differs from run to run."""
+    if client.finish is not None:
+        return "answered"
+    assert client.error is not None
+    return "error: " + client.error.partition(":")[0]
+
+
+async def _until(condition: Callable[[], Any], otherwise: Exception, timeout_s: float) -> None:
+    """Polls `condition`, which returns a value or an awaitable; raises `otherwise` at the deadline."""
+    until = time.monotonic() + timeout_s
+    while True:
+        result = condition()
+        if await result if isinstance(result, Awaitable) else result:
+            return
+        if time.monotonic() > until:
+            raise otherwise
+        await asyncio.sleep(LOOK_PERIOD_S)
