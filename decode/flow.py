@@ -28,6 +28,7 @@ from worker.wire import OUTCOME_OF, logprobs_to_proto
 logger = logging.getLogger(__name__)
 
 _OVER = (Outcome.CANCELLED, Outcome.DEADLINE)
+STOPS = "this decode worker stops; the answer can go on elsewhere"
 _OUR_BUG = "internal error at the decode worker"
 
 
@@ -43,6 +44,7 @@ class Flow:
         self._reservation = Reservation(request, parts)
         self._late_end: tuple[Outcome, str] | None = None
         self._end_owes_prefill_time = False
+        self._is_handed_back = False
         self._in_engine = False
         self._computes_here: tuple[int, float] | None = None
         """Prompt tokens that the engine has to compute for it, and since when; None once they brought a token."""
@@ -56,6 +58,11 @@ class Flow:
     def cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+    def hand_back(self) -> None:
+        """This worker stops: whoever asked goes on elsewhere, from the tokens that were sent until now."""
+        self._is_handed_back = True
+        self.cancel()
 
     # ---- what the engine says
 
@@ -123,7 +130,7 @@ class Flow:
         except TimeoutError:
             self._end(Outcome.DEADLINE, "the request's deadline passed")
         except asyncio.CancelledError:
-            self._end(Outcome.CANCELLED)
+            self._end_early()
         except ServalError as error:
             self._end(error.outcome, str(error))
         except Exception:
@@ -163,7 +170,7 @@ class Flow:
         remote = self._remote = RemotePrefill(peer, parts.receiver, parts.quarantine, request.lease, parts.config)
         request.lifecycle.advance(Event.PREFILL_CALLED)
         uncached_tokens, called_at = self._sequence.num_remaining, time.monotonic()
-        remote.start(self._prefill_request())
+        remote.start(request.prefill_call(parts.incarnation, parts.engine.kv_cache.block_size))
         try:
             await self._prepare()  # while the prompt is computed
             self._take_first_token(await remote.first_token(), remote)
@@ -194,23 +201,6 @@ class Flow:
         request.lifecycle.advance(Event.KV_COMPLETE)
         self._to_engine()
         return True
-
-    def _prefill_request(self) -> cluster_pb2.PrefillRequest:
-        request = self.request
-        assert request.prefill is not None and request.lease is not None
-        return cluster_pb2.PrefillRequest(
-            request_id=request.request_id,
-            attempt=request.attempt,
-            decode_incarnation=self._parts.incarnation,
-            prefill_incarnation=request.prefill.incarnation,
-            prompt=self._sequence.tokens,
-            output_tokens=len(self._sequence.output),
-            sampling=self._sequence.params.to_proto(),
-            first_block=self._sequence.num_computed // self._parts.engine.kv_cache.block_size,
-            lease=request.lease.to_proto(),
-            traceparent=request.span.context.traceparent,
-            tracestate=request.span.context.tracestate,
-        )
 
     def _take_first_token(self, first: cluster_pb2.FirstToken, remote: RemotePrefill) -> None:
         """Sends the first token on at once: the client does not wait for the transfer. It may also be the last."""
@@ -247,6 +237,12 @@ class Flow:
 
     # ---- the end
 
+    def _end_early(self) -> None:
+        if self._is_handed_back:
+            self._tell_end(Outcome.UNAVAILABLE, STOPS, handed_back=True)
+        else:
+            self._end(Outcome.CANCELLED)
+
     def _end(self, outcome: Outcome, message: str = "") -> None:
         """Tells the router, unless it was told already. Where the request is over for the router in any case, and it is not known
         yet what it took of the prefill worker or of the engine here, `clean_up` tells it, with that."""
@@ -265,15 +261,15 @@ class Flow:
         """Steps that compute the sequence may still run."""
         return self._in_engine and not self._engine_end.done()
 
-    def _tell_end(self, outcome: Outcome, message: str) -> None:
+    def _tell_end(self, outcome: Outcome, message: str, *, handed_back: bool = False) -> None:
         request = self.request
         if not request.lifecycle.has_ended:
             request.lifecycle.advance(Event.END)
-            request.link.send([request.output([], [], request.ended(outcome, message))])
+            request.link.send([request.output([], [], request.ended(outcome, message, handed_back=handed_back))])
 
     async def clean_up(self) -> None:
         """Gives everything back. Runs to its end whatever becomes of the request; every wait in it is bounded."""
-        self._end(Outcome.CANCELLED)  # a task that was cancelled before its first step has told nobody
+        self._end_early()  # a task that was cancelled before its first step has told nobody
         if self._remote is not None and self._settling is None:
             self._settle()
         elif self.request.lease is not None and self._remote is None:

@@ -8,7 +8,7 @@ from typing import Any
 from engine.sequence import Sequence
 from kvtransfer.lease import Lease
 from protocol import cluster_pb2, serval_pb2
-from protocol.ids import RequestId, RequestNumber
+from protocol.ids import Incarnation, RequestId, RequestNumber
 from protocol.lifecycle import Lifecycle, Role
 from protocol.outcomes import Outcome
 from protocol.sampling import SamplingParams
@@ -69,6 +69,23 @@ class DecodeRequest:
             "peer": f"{self.prefill.incarnation:x}" if self.prefill is not None else "",
         }
 
+    def prefill_call(self, decode_incarnation: Incarnation, block_size: int) -> cluster_pb2.PrefillRequest:
+        """What the prefill worker is asked for under `lease`."""
+        assert self.prefill is not None and self.lease is not None
+        return cluster_pb2.PrefillRequest(
+            request_id=self.request_id,
+            attempt=self.attempt,
+            decode_incarnation=decode_incarnation,
+            prefill_incarnation=self.prefill.incarnation,
+            prompt=self.sequence.tokens,
+            output_tokens=len(self.sequence.output),
+            sampling=self.sequence.params.to_proto(),
+            first_block=self.sequence.num_computed // block_size,
+            lease=self.lease.to_proto(),
+            traceparent=self.span.context.traceparent,
+            tracestate=self.span.context.tracestate,
+        )
+
     def output(
         self,
         token_ids: Iterable[int],
@@ -80,13 +97,19 @@ class DecodeRequest:
             request=self.number, token_ids=token_ids, logprobs=logprobs, ended=ended, prompt_logprobs=prompt_logprobs
         )
 
-    def ended(self, outcome: Outcome, message: str = "") -> cluster_pb2.Ended:
-        """The last word on this request; said once."""
+    def ended(self, outcome: Outcome, message: str = "", *, handed_back: bool = False) -> cluster_pb2.Ended:
+        """The last word on this request; said once. `handed_back`: it may go on elsewhere from what was sent."""
         if self.decode_started_at is not None:
             self.timings.decode_s = time.monotonic() - self.decode_started_at
         self._fill_busy_times()
         self.span.end(outcome, self._figures() if self.span.is_recording else None)
-        return cluster_pb2.Ended(outcome=str(outcome), message=message, cached_tokens=self.cached_tokens, timings=self.timings)
+        return cluster_pb2.Ended(
+            outcome=str(outcome),
+            message=message,
+            cached_tokens=self.cached_tokens,
+            timings=self.timings,
+            handed_back=handed_back,
+        )
 
     def _figures(self) -> dict[str, Value]:
         timings = self.timings

@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable
 
-from decode.flow import Flow
+from decode.flow import STOPS, Flow
 from decode.parts import Parts
 from decode.request import DecodeRequest
 from engine.sequence import SequenceUpdate
@@ -16,6 +16,9 @@ from worker.hold import Point
 from worker.router_link import RouterLink
 
 logger = logging.getLogger(__name__)
+
+HAND_BACK_S = 5.0
+"""For handed-back requests to give back what they hold: an engine step's end, and an answer from their prefill workers."""
 
 
 class Requests:
@@ -39,7 +42,7 @@ class Requests:
     def on_submit(self, link: RouterLink, submit: cluster_pb2.Submit) -> None:
         request = DecodeRequest.from_submit(link, submit, str(next(self._keys)), self._parts.tracing)
         if self._draining:
-            link.send([request.output([], [], request.ended(Outcome.UNAVAILABLE, "this decode worker is draining"))])
+            link.send([request.output([], [], request.ended(Outcome.UNAVAILABLE, STOPS, handed_back=True))])
             return
         flow = Flow(request, self._parts)
         self._by_key[request.sequence.request_id] = flow
@@ -95,9 +98,14 @@ class Requests:
     # ---- the end
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuses new requests; returns when the open ones have ended, or at the deadline."""
+        """Refuses new requests, and returns when the open ones have ended. Those still open at the deadline are handed back: their
+        routers go on with them elsewhere. Takes at most HAND_BACK_S longer."""
         self._draining = True
-        await self._wait_idle(timeout_s)
+        if not await self._is_idle_within(timeout_s):
+            logger.info("%d requests are still open after %g s and move to other workers", len(self), timeout_s)
+            for flow in list(self._by_key.values()):
+                flow.hand_back()
+            await self._wait_idle(HAND_BACK_S)
 
     async def cancel_all(self, timeout_s: float) -> None:
         for flow in list(self._by_key.values()):
@@ -105,10 +113,15 @@ class Requests:
         await self._wait_idle(timeout_s)
 
     async def _wait_idle(self, timeout_s: float) -> None:
+        if not await self._is_idle_within(timeout_s):
+            logger.warning("%d requests still open after %g s", len(self), timeout_s)
+
+    async def _is_idle_within(self, timeout_s: float) -> bool:
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
-            logger.warning("%d requests still open after %g s", len(self), timeout_s)
+            return False
+        return True
 
     async def _see_through(self, flow: Flow, way: asyncio.Task[None]) -> None:
         await asyncio.wait({way})

@@ -20,6 +20,7 @@ from serving.roles import Member, members, metrics_port
 from serving.status import Ready
 
 BACKOFF_FIRST_S = 0.5
+"""Also after an orderly end, which is no death: somebody has asked that process alone to stop, so that another takes its place."""
 BACKOFF_MOST_S = 10.0
 DEATHS_WINDOW_S = 60.0
 
@@ -124,7 +125,7 @@ class Launcher:
                 return
             if slot.ready is None:  # it has never worked, so it will not work by itself
                 await slot.child.ready
-            pause_s = slot.next_pause_s(time.monotonic())
+            pause_s = slot.next_pause_s(time.monotonic()) if slot.child.exited.result() else BACKOFF_FIRST_S
             self._display.line(f"{name} {slot.child.describe_exit()}; starting it again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
 

@@ -35,6 +35,9 @@ CHANNEL_OPTIONS = (
 )
 
 
+FLUSH_S = 1.0
+"""For the last words at a stop. A router that does not read has lost this worker anyway."""
+
 Outbox = asyncio.Queue[cluster_pb2.FromWorker | None]
 """Messages to one router; None: the stream has ended."""
 
@@ -81,6 +84,7 @@ class RouterLink:
         self._tls = tls
         self._outbox: Outbox | None = None
         self._draining = False
+        self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -94,9 +98,15 @@ class RouterLink:
         self._task = asyncio.create_task(self._keep(), name=f"router-link-{self.address}")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=2.0)
+        """What was sent still goes out: the stream is closed behind it, and the router closes its end when it has read all."""
+        self._stopping = True
+        if self._task is None:
+            return
+        if self._outbox is not None:
+            self._outbox.put_nowait(None)
+            await asyncio.wait([self._task], timeout=FLUSH_S)
+        self._task.cancel()
+        await asyncio.wait([self._task], timeout=2.0)
 
     def send(self, outputs: Iterable[cluster_pb2.RequestOutput]) -> None:
         """Queues one engine step's outputs as one message."""
@@ -113,7 +123,7 @@ class RouterLink:
 
     async def _keep(self) -> None:
         pause_s = self._config.reconnect_min_s
-        while True:
+        while not self._stopping:
             try:
                 if await self._run_once():
                     pause_s = self._config.reconnect_min_s
@@ -123,6 +133,8 @@ class RouterLink:
                 logger.log(level, "no stream to router %s: %s", self.address, detail)
             except Exception:  # a bug, and without another try the router would never see this worker again
                 logger.exception("the stream to router %s failed", self.address)
+            if self._stopping:
+                return
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, self._config.reconnect_max_s)
 
