@@ -8,6 +8,7 @@
 #   make check                       lint, format, types, import layers, generated stubs
 #   make proto                       generate the protobuf stubs again
 #   make model [ARGS=--tiny]         the protocol by which KV lands, explored state by state with Spin (minutes)
+#   make chaos [ARGS="matrix"]       faults of every kind on real processes; the reports go to chaos/ (an hour; each part is a target too)
 #   make bench [ARGS="--json out"]   measure a running cluster
 #   make clean                       remove .venv and every cache
 #
@@ -33,7 +34,7 @@ EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-long check proto bench schemathesis structured model clean setup setup-dev
+.PHONY: run test test-long check proto bench schemathesis structured model chaos clean setup setup-dev
 
 run: .venv/.ready
 	@$(BIN)/serval up $(ARGS)
@@ -71,6 +72,13 @@ model:
 	@command -v spin >/dev/null || { test "$$(id -u)" = 0 && { apt-get install -y -qq spin || \
 		{ apt-get update -qq && apt-get install -y -qq spin; }; } >/dev/null 2>&1; } || true
 	@$(PYTHON) tests/model/check.py $(ARGS)
+
+chaos: .venv/.ready-dev
+	@$(BIN)/python tests/chaos/run.py $(ARGS)
+
+# chaos-matrix, chaos-load and the others of tests/chaos/run.py, with ARGS for the part.
+chaos-%: .venv/.ready-dev
+	@$(BIN)/python tests/chaos/run.py $* $(ARGS)
 
 proto: .venv/.ready-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m protocol.generate

@@ -74,11 +74,11 @@ class Matrix:
                 self._note(trial)
                 if trial.wrong:  # the next one gets another cluster, and this one's logs stay
                     self._keep_logs(cluster, trial)
-                    cluster.stop()
+                    await cluster.stop()
                     cluster = None
         finally:
             if cluster is not None:
-                cluster.stop()
+                await cluster.stop()
 
     async def _start(self, model: Path, switch: Switch | None) -> MatrixCluster:
         self._clusters += 1
@@ -86,7 +86,7 @@ class Matrix:
         try:
             await cluster.start()
         except BaseException:
-            cluster.stop()
+            await cluster.stop()
             raise
         return cluster
 

@@ -59,6 +59,9 @@ class MatrixCluster:
     """Of each worker's pool."""
     _posts: dict[str, Post] = field(default_factory=dict)
     _starts: int = 0
+    _http: httpx.AsyncClient = field(
+        default_factory=lambda: httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S, trust_env=False, verify=False)
+    )
 
     async def start(self) -> None:
         self.folder.mkdir(parents=True)
@@ -75,9 +78,10 @@ class MatrixCluster:
         await self.until_whole()
         self.kv_blocks = (await self.workers("router-1"))["decode-0"]["load"]["kv_blocks_total"]
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         for process in self.processes.values():
             process.end()
+        await self._http.aclose()
 
     def replace(self, name: str) -> Process:
         """Starts the post's next process; the last one must have ended."""
@@ -126,7 +130,7 @@ class MatrixCluster:
         if ready is None:
             return {}
         try:
-            listed = (await _get(f"http://{ready.http}/workers")).json()
+            listed = (await self._get(f"http://{ready.http}/workers")).json()
         except (httpx.HTTPError, ValueError):
             return {}
         return {worker["name"]: worker for worker in listed}
@@ -138,12 +142,12 @@ class MatrixCluster:
         """By its own word, or it has ended."""
         process = self.processes[name]
         try:
-            return (await _get(f"http://{process.metrics}/ready")).status_code == httpx.codes.SERVICE_UNAVAILABLE
+            return (await self._get(f"http://{process.metrics}/ready")).status_code == httpx.codes.SERVICE_UNAVAILABLE
         except httpx.HTTPError:
             return not process.is_running
 
     async def scrape(self, name: str) -> Samples:
-        return Samples.parse((await _get(f"http://{self.processes[name].metrics}/metrics")).raise_for_status().text)
+        return Samples.parse((await self._get(f"http://{self.processes[name].metrics}/metrics")).raise_for_status().text)
 
     async def until_whole(self) -> None:
         """Every process is there, and both routers know every worker's present process."""
@@ -167,6 +171,10 @@ class MatrixCluster:
     async def _who_is_where(self) -> str:
         known = {router: sorted(await self.workers(router)) for router in ROUTERS}
         return json.dumps(known | {"running": [name for name, process in self.processes.items() if process.is_running]})
+
+    async def _get(self, url: str) -> httpx.Response:
+        """A connection of its own each time: one that was kept may lead to a process that is gone."""
+        return await self._http.get(url, headers={"connection": "close"})
 
     # ---- idle means balanced
 
@@ -229,8 +237,3 @@ def leaks(samples: Samples, kv_blocks: int) -> list[str]:
     landing = samples.by_label("serval_kv_landing_blocks", "state")
     wrong += [f"{count:g} landing blocks {state}" for state, count in landing.items() if count and state != "free"]
     return wrong
-
-
-async def _get(url: str) -> httpx.Response:
-    async with httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S, trust_env=False, verify=False) as http:
-        return await http.get(url)

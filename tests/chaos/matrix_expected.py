@@ -1,6 +1,7 @@
 """What undisturbed answers are: one engine without transfer, in a thread of its own, beside the cluster."""
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ class Expected:
     async def of(self, asks: Sequence[Ask]) -> list[Wanted]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._reference.answers, asks)
 
-    def differences(self, client: Client, wanted: Wanted) -> list[str]:
+    async def differences(self, client: Client, wanted: Wanted) -> list[str]:
         """What a client got that is not the undisturbed answer, or not a beginning of it where it was told of an error."""
         if client.over_http:
             text = self._tokenizer.decode(wanted.token_ids).rstrip(HALF_A_CHARACTER)
@@ -37,7 +38,8 @@ class Expected:
             return [] if is_right else [f"its tokens differ: {client.token_ids} for {wanted.token_ids}"]
         answer = Answer(client.token_ids, [], client.finish)
         try:
-            self._thread.submit(self._reference.assert_same, [client.ask], [answer], [wanted]).result()
+            compare = functools.partial(self._reference.assert_same, [client.ask], [answer], [wanted])
+            await asyncio.get_running_loop().run_in_executor(self._thread, compare)
         except AssertionError as error:
             return [f"its answer differs: {error}"]
         return []

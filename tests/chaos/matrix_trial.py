@@ -27,7 +27,7 @@ EXIT_TIMEOUT_S = 45.0
 """A worker's drain and stop, as shipped, take 40 s at most."""
 END_TIMEOUT_S = 120.0
 BALANCE_TIMEOUT_S = 30.0
-LOOK_PERIOD_S = 0.01
+LOOK_PERIOD_S = 0.02
 
 ANSWER_TOKENS = 48
 FILLER_TOKENS = 96
@@ -95,11 +95,14 @@ class _Run:
         self._hits: list[Client] = []
         self._counted: dict[str, tuple[int, dict[str, int]]] = {}
         """By router: its process, and the requests that it had ended before."""
+        self._names: dict[str, str] = {}
+        """Of workers, by incarnation."""
 
     async def run(self) -> None:
         cluster, trial = self._cluster, self.trial
         for router in ROUTERS:
             self._counted[router] = cluster.processes[router].pid, await cluster.outcomes(router)
+        self._names = await cluster.names_by_incarnation()
         await self._reach()
         if self._cell.state == "draining":
             cluster.processes[trial.victim].signal(signal.SIGTERM)
@@ -133,7 +136,7 @@ class _Run:
             await _until(self._is_reached, NotReached(f"told: {cluster.held(cell.point)}"), REACH_TIMEOUT_S)
             with contextlib.suppress(NotReached):
                 await _until(self._are_all_there, NotReached("some are elsewhere"), COMPANY_S)
-            self._choose_victim(await self._told())
+            self._choose_victim(self._told())
         self.trial.hits = len(self._hits)
         self.trial.bystanders = len(self._clients) + len(self._fillers) - len(self._hits)
 
@@ -146,29 +149,28 @@ class _Run:
 
         async def is_known() -> bool:
             workers = await self._cluster.workers("router-0")
-            return sum(worker["load"]["running"] for worker in workers.values()) == places
+            return bool(sum(worker["load"]["running"] for worker in workers.values()) == places)
 
         await _until(is_known, full, REACH_TIMEOUT_S)
 
     async def _is_in_line(self) -> bool:
         in_line: float = (await self._cluster.scrape("router-0")).sum("serval_queue_length")
-        return in_line == len(self._clients)
+        return bool(in_line == len(self._clients))
 
-    async def _is_reached(self) -> bool:
-        return bool(await self._told())
+    def _is_reached(self) -> bool:
+        return bool(self._told())
 
-    async def _are_all_there(self) -> bool:
-        return len(await self._told()) == len(self._clients)
+    def _are_all_there(self) -> bool:
+        return len(self._told()) == len(self._clients)
 
-    async def _told(self) -> dict[int, tuple[str, dict[str, Any]]]:
+    def _told(self) -> dict[int, tuple[str, dict[str, Any]]]:
         """By prompt length: at which process of the victim's role a request is that is in the state, and what was told of it."""
-        names = await self._cluster.names_by_incarnation()
         found = {}
         for facts in self._cluster.held(self._cell.point):
             for client in self._clients:
                 if client.prompt_tokens != facts["prompt_tokens"] or not self._is_there(client, facts):
                     continue
-                involved = [facts["worker"], names.get(facts["peer"], "?"), client.front.router]
+                involved = [facts["worker"], self._names.get(facts["peer"], "?"), client.front.router]
                 (where,) = [name for name in involved if name.startswith(self._cell.victim)]
                 if where != "router-1":  # the one that stays: clients try again there
                     found[client.prompt_tokens] = where, facts
@@ -284,7 +286,8 @@ class _Run:
                 trial.wrong.append(f"{who}: {last.error}")
             if client.error is not None and client.error.startswith("silent"):
                 trial.wrong.append(f"{who}: {client.error}")
-            trial.wrong += [f"{who}: {wrong}" for one in {client, last} for wrong in self._expected.differences(one, wanted)]
+            for one in {client, last}:
+                trial.wrong += [f"{who}: {wrong}" for wrong in await self._expected.differences(one, wanted)]
         trial.wrong += [f"leaked: {leak}" for leak in trial.leaked]
         await self._check_counts()
 
