@@ -124,7 +124,7 @@ class LimitedEngine:
 
     def _ended(self, request: int, outcome: str) -> cluster_pb2.Ended:
         busy_s = self._busy_s.pop(request, 0.0)
-        timings = cluster_pb2.Timings(prefill_s=busy_s, prefill_busy_s=busy_s, prefilled_locally=True)
+        timings = cluster_pb2.Timings(prefill_s=busy_s, decode_busy_s=busy_s, prefilled_locally=True)
         return cluster_pb2.Ended(outcome=outcome, timings=timings)
 
 

@@ -113,6 +113,11 @@ class Flow:
         """Prompt tokens that this worker has to compute for it."""
         return self._sequence.num_remaining if self._computes_here is not None else 0
 
+    @property
+    def waits_for_prompt(self) -> bool:
+        """It is not in the engine yet."""
+        return not self._in_engine
+
     def _observe_computed_here(self, now: float) -> None:
         if self._computes_here is not None:
             tokens, since = self._computes_here
@@ -295,3 +300,10 @@ class Flow:
         assert self._remote is not None
         self._remote.cancel()
         self._settling = asyncio.create_task(self._remote.settle())
+        self._settling.add_done_callback(self._take_prefill_time)
+
+    def _take_prefill_time(self, settled: asyncio.Task[float]) -> None:
+        """What a prefill worker spent on a prompt that was then computed here counts too, if it says so before the answer ends."""
+        if not settled.cancelled() and settled.exception() is None:
+            timings = self.request.timings
+            timings.prefill_busy_s = max(timings.prefill_busy_s, settled.result())

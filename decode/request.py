@@ -101,7 +101,7 @@ class DecodeRequest:
         """The last word on this request; said once. `handed_back`: it may go on elsewhere from what was sent."""
         if self.decode_started_at is not None:
             self.timings.decode_s = time.monotonic() - self.decode_started_at
-        self._fill_busy_times()
+        self.timings.decode_busy_s = self.sequence.busy_s
         self.span.end(outcome, self._figures() if self.span.is_recording else None)
         return cluster_pb2.Ended(
             outcome=str(outcome),
@@ -128,11 +128,3 @@ class DecodeRequest:
             span_names.TRANSFER_EXPOSED_S: timings.transfer_exposed_s,
             span_names.TRANSFER_BYTES: timings.transfer_bytes,
         }
-
-    def _fill_busy_times(self) -> None:
-        """A prompt that was computed here took this engine's time up to the first token; what a lost prefill worker spent on it
-        before its first token is not known."""
-        timings, sequence = self.timings, self.sequence
-        here_s = sequence.prefill_busy_s if timings.prefilled_locally else 0.0
-        timings.prefill_busy_s += here_s
-        timings.decode_busy_s = sequence.busy_s - here_s

@@ -33,6 +33,7 @@ class Requests:
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
+        self._lost_busy_s = 0.0
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -71,7 +72,13 @@ class Requests:
         parts = self._parts
         load.waiting = max(0, len(self) - load.running)
         load.waiting_for_blocks = len(parts.line)
-        load.queued_tokens = sum(flow.tokens_to_compute for flow in self._by_key.values())
+        flows = self._by_key.values()
+        load.queued_tokens = sum(flow.tokens_to_compute for flow in flows)
+        load.kv_blocks_in_prefill = sum(len(flow.request.sequence.blocks) for flow in flows if flow.waits_for_prompt)
+        untold = [flow.request for flow in flows if not flow.request.lifecycle.has_ended]
+        load.untold_busy_s = sum(request.sequence.busy_s for request in untold)
+        load.untold_prefill_busy_s = sum(request.timings.prefill_busy_s for request in untold)
+        load.lost_busy_s = self._lost_busy_s
         load.transfer_bytes_per_s = parts.transfers.per_second
         load.local_prefill_max_tokens = parts.break_even.max_tokens
         parts.metrics.local_prefill_max_tokens.of().set(parts.break_even.max_tokens)
@@ -133,5 +140,7 @@ class Requests:
         number = (flow.request.link, flow.request.number)
         if self._by_number.get(number) is flow:
             del self._by_number[number]
+        else:  # its router is gone
+            self._lost_busy_s += flow.request.sequence.busy_s
         if not self._by_key:
             self._idle.set()

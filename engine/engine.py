@@ -122,6 +122,11 @@ class Engine:
         return len(self._scheduler.waiting) + len(self._inbox)
 
     @property
+    def busy_s(self) -> float:
+        """Seconds so far of steps that computed something: what its sequences' shares add up to."""
+        return self._metrics.busy_s
+
+    @property
     def is_idle(self) -> bool:
         """No sequence runs or waits. Sequences that ended may still hold blocks until they are released."""
         return not (self._inbox or self._scheduler.running or self._scheduler.waiting or self._in_flight)

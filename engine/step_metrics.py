@@ -14,6 +14,8 @@ class StepMetrics:
         """`expert_tally`: the model's, read whenever somebody asks for the metrics, not in any step."""
         self._metrics = metrics
         self._kv_cache = kv_cache
+        self.busy_s = 0.0
+        """Time of steps that computed something."""
         if expert_tally is not None:
             _expose(metrics, expert_tally)
 
@@ -31,6 +33,7 @@ class StepMetrics:
             metrics.engine_steps.of().inc()
             metrics.engine_step_time.of().observe(step_s)
             metrics.engine_busy.of().inc(step_s)
+            self.busy_s += step_s
             metrics.engine_batch_tokens.of().observe(_share_out(schedule, started_s, step_s))
 
 

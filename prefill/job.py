@@ -34,6 +34,8 @@ class Job:
     refused: ServalError | None = None
     is_aborted: bool = False
     """The decode worker no longer wants it: where the engine has not got it yet, it must not."""
+    is_told: bool = False
+    """The decode worker knows what it took, or asks for it."""
     is_submitted: bool = False
     """The engine has it, so `computed` will be set."""
 

@@ -60,6 +60,7 @@ class Jobs:
         self._idle.set()
         self._draining = False
         self._transfers = RecentRate()
+        self._lost_busy_s = 0.0
         self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
@@ -69,6 +70,8 @@ class Jobs:
         """Fills in what only the role knows."""
         load.queued_tokens = sum(job.sequence.num_remaining for job in self._by_key.values() if not job.computed.done())
         load.transfer_bytes_per_s = self._transfers.per_second
+        load.untold_busy_s = sum(job.sequence.busy_s for job in self._by_key.values() if not job.is_told)
+        load.lost_busy_s = self._lost_busy_s
 
     def attach(self, engine_loop: EngineLoop) -> None:
         """The loop that runs the engine; it calls back into this object, so it is made after it."""
@@ -107,6 +110,7 @@ class Jobs:
             job.lifecycle.advance(Event.FIRST_TOKEN)
             queue_s = job.started_at - job.accepted_at
             yield cluster_pb2.PrefillEvent(started=cluster_pb2.Started(cached_tokens=job.cached_tokens, queue_s=queue_s))
+            job.is_told = True
             yield self._first_token(job, update)
             if job.transfer is None:
                 yield self._sent(None, str(job.refused or "no transfer was opened"))
@@ -132,7 +136,7 @@ class Jobs:
         lease = (request.decode_incarnation, request.lease_id)
         jobs = [job for job in self._by_key.values() if (job.decode_incarnation, job.lease_id) == lease]
         for job in jobs:
-            job.is_aborted = True
+            job.is_aborted = job.is_told = True
             self._abort_compute(job)
         awaited: list[asyncio.Future[Any]] = [answer, *(job.computed for job in jobs if job.is_submitted)]
         await asyncio.wait(awaited, timeout=self._config.abort_timeout_s)
@@ -289,6 +293,8 @@ class Jobs:
         if job.lifecycle.can(Event.QUIESCED):
             job.lifecycle.advance(Event.QUIESCED)
         self._forget(job)
+        if not job.is_told:
+            self._lost_busy_s += job.sequence.busy_s
         if not job.computed.done():
             logger.error("request %s: the engine does not let go; its KV blocks stay taken", job.request.request_id)
         else:

@@ -226,6 +226,11 @@ class LoadReport(_message.Message):
     STEP_S_FIELD_NUMBER: _builtins.int
     TRANSFER_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     LOCAL_PREFILL_MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    KV_BLOCKS_IN_PREFILL_FIELD_NUMBER: _builtins.int
+    BUSY_S_FIELD_NUMBER: _builtins.int
+    UNTOLD_BUSY_S_FIELD_NUMBER: _builtins.int
+    UNTOLD_PREFILL_BUSY_S_FIELD_NUMBER: _builtins.int
+    LOST_BUSY_S_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """requests"""
     waiting: _builtins.int
@@ -245,6 +250,18 @@ class LoadReport(_message.Message):
     transfer_bytes_per_s: _builtins.float
     local_prefill_max_tokens: _builtins.int
     """decode: the longest uncached rest that it computes by itself"""
+    kv_blocks_in_prefill: _builtins.int
+    """decode: of kv_blocks_used, those of requests whose prompt is not computed yet"""
+    busy_s: _builtins.float
+    """Seconds in which the engine computed something, so far; what of it was taken for requests, routers learn from their Timings."""
+    untold_busy_s: _builtins.float
+    """Taken for requests that are open. If this worker dies nobody will be told of it. The whole, and with several routers an
+    equal share for each; so are the two below.
+    """
+    untold_prefill_busy_s: _builtins.float
+    """decode: taken of prefill workers for those requests, as far as they have told"""
+    lost_busy_s: _builtins.float
+    """so far: taken for requests whose asker was gone before it could be told"""
     def __init__(
         self,
         *,
@@ -259,10 +276,15 @@ class LoadReport(_message.Message):
         step_s: _builtins.float = ...,
         transfer_bytes_per_s: _builtins.float = ...,
         local_prefill_max_tokens: _builtins.int = ...,
+        kv_blocks_in_prefill: _builtins.int = ...,
+        busy_s: _builtins.float = ...,
+        untold_busy_s: _builtins.float = ...,
+        untold_prefill_busy_s: _builtins.float = ...,
+        lost_busy_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "local_prefill_max_tokens", b"local_prefill_max_tokens", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_tokens", b"queued_tokens", "running", b"running", "step_s", b"step_s", "steps", b"steps", "transfer_bytes_per_s", b"transfer_bytes_per_s", "waiting", b"waiting", "waiting_for_blocks", b"waiting_for_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_s", b"busy_s", "kv_blocks_in_prefill", b"kv_blocks_in_prefill", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "local_prefill_max_tokens", b"local_prefill_max_tokens", "lost_busy_s", b"lost_busy_s", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_tokens", b"queued_tokens", "running", b"running", "step_s", b"step_s", "steps", b"steps", "transfer_bytes_per_s", b"transfer_bytes_per_s", "untold_busy_s", b"untold_busy_s", "untold_prefill_busy_s", b"untold_prefill_busy_s", "waiting", b"waiting", "waiting_for_blocks", b"waiting_for_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -444,8 +466,11 @@ class Timings(_message.Message):
     transfer_bytes: _builtins.int
     prefilled_locally: _builtins.bool
     prefill_busy_s: _builtins.float
-    """Shares of engine time: each step's time, split over its sequences by their tokens. They add up to the engines' busy time."""
+    """Shares of engine time: each step's time, split over its sequences by their tokens. They add up to the engines' busy time.
+    of prefill workers'
+    """
     decode_busy_s: _builtins.float
+    """of the decode worker's, a prompt that it computed by itself included"""
     def __init__(
         self,
         *,

@@ -7,8 +7,10 @@ from prometheus_client import Histogram
 
 from protocol import cluster_pb2
 from protocol.errors import ServalError
+from router.computed_time import ComputedTime
 from router.objectives import NONE, Objectives
 from router.placement.placer import Placement
+from router.recent_answers import RecentAnswers
 from router.request import End, Request
 from router.tenants.caller import ANONYMOUS, Caller
 from router.tenants.tenant import LimitReached
@@ -25,6 +27,12 @@ class Spent(StrEnum):
     FAILED = "failed"
     RETRIED = "retried"
     """Another worker went on with the request."""
+    LOST = "lost"
+    """Taken by workers that died, or for askers that did, before it could be told for whom."""
+
+
+NOBODY = ""
+"""The tenant of what is lost."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,9 @@ class Accounting:
         self._inter_token_latency = metrics.inter_token_latency.of()
         self._running, self._waiting = metrics.requests_running.of(), metrics.requests_waiting.of()
         self._by_tenant: dict[str, _TenantMetrics] = {}
+        self.computed = ComputedTime(on_lost=self._on_lost)
+        self.answers = RecentAnswers()
+        metrics.pool_busy.read_from(lambda: {(pool,): seconds for pool, seconds in self.computed.read().items()})
         for pool, price in self._prices.items():
             metrics.worker_hour_cost.of(pool=pool).set(price.of(3600))
 
@@ -89,13 +100,17 @@ class Accounting:
         metrics.generation_tokens.inc(count)
 
     def attempt_ended(self, request: Request, timings: cluster_pb2.Timings, spent: Spent) -> None:
-        """What only the workers know; `timings` as they came with the attempt's end. An attempt whose worker died has none, so
-        its cost stays unknown."""
+        """What only the workers know; `timings` as they came with the attempt's end. An attempt whose worker died has none: what
+        it took is lost."""
         self._durations(request, timings)
+        if request.decode is not None:
+            self.computed.on_told(request.decode, timings)
+        if spent is Spent.SERVED and not request.retries:
+            self._note_speed(request, timings)
         standby = request.placement.standby if request.placement is not None else None
         worker = None if timings.prefilled_locally else request.prefill or standby
         request.figures.prefill_worker = worker.name if worker is not None else ""
-        self._spend(request, "decode" if worker is None else "prefill", timings.prefill_busy_s, spent)
+        self._spend(request, "prefill", timings.prefill_busy_s, spent)
         self._spend(request, "decode", timings.decode_busy_s, spent)
 
     def ended(self, request: Request, end: End) -> None:
@@ -134,6 +149,17 @@ class Accounting:
         if cost_usd:
             self._metrics.cost.of(pool=pool, tenant=request.charge.tenant.name, reason=str(spent)).inc(cost_usd)
             request.figures.cost_usd += cost_usd
+
+    def _on_lost(self, pool: str, seconds: float) -> None:
+        self._metrics.cost.of(pool=pool, tenant=NOBODY, reason=str(Spent.LOST)).inc(self._prices[pool].of(seconds))
+
+    def _note_speed(self, request: Request, timings: cluster_pb2.Timings) -> None:
+        timeline = request.timeline
+        if timeline.first_token is not None and timeline.submitted is not None:
+            speed = _tokens_per_second(request)
+            self.answers.add(
+                max(0.0, timeline.first_token - timeline.submitted - timings.queue_s), 1 / speed if speed else None
+            )
 
     def _fill_figures(self, request: Request, speed: float | None) -> None:
         figures, timeline = request.figures, request.timeline

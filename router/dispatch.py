@@ -20,6 +20,7 @@ from router.losses import POISON, Verdict, judge
 from router.model import ModelInfo
 from router.open_requests import OpenRequests
 from router.placement.attempts import Attempts
+from router.pool_load import PoolLoads
 from router.request import End, GenerateSpec, Request, Timeline
 from router.returns import MOVED, Returns
 from router.tenants.caller import ANONYMOUS, Caller
@@ -51,6 +52,7 @@ class Dispatcher:
         self._line = WaitingLine(config, accounting, self._attempts, self._end)
         self._open = OpenRequests(accounting)
         self._returns = Returns(self._line, accounting)
+        self.loads = PoolLoads(members, self._line, self._attempts, accounting)
         self.is_draining = False
         self._attempts.on_room = self._line.note_room
         members.on_joined = self._line.on_worker_joined
@@ -165,7 +167,7 @@ class Dispatcher:
 
     def on_load(self, worker: Worker, load: cluster_pb2.LoadReport, now: float) -> None:
         """A worker's periodic report."""
-        worker.take_report(load, now)
+        self._attempts.on_load(worker, load, now)
         self._line.note_room()
         self._line.pump()
 

@@ -26,6 +26,7 @@ from router.model import ModelInfo
 from router.objectives import Objectives
 from router.openai.front import OpenAiFront
 from router.openai.tokens import TokensFront
+from router.pool_load import ClusterLoad
 from router.responses.front import ResponsesFront
 from router.tenants.keys import ApiKeys
 from router.text.tokenizer import TextTokenizer
@@ -85,6 +86,10 @@ class Router:
         running, self._running = self._running, None
         if running is not None:
             await running.stop(deadline_s)
+
+    def pool_load(self, window_s: float) -> ClusterLoad | None:
+        """What both pools have to do now, for who scales them; None unless started. `window_s`: how long answers count."""
+        return self._running.pool_load(window_s) if self._running else None
 
     @property
     def members(self) -> Membership | None:
@@ -187,6 +192,9 @@ class _Running:
             return await server.start(self._config.host, port)
         except ConfigError as error:
             raise ConfigError(f"{field}: {error}") from error
+
+    def pool_load(self, window_s: float) -> ClusterLoad:
+        return self._dispatcher.loads.read(window_s)
 
     async def drain(self) -> None:
         self._dispatcher.is_draining = True

@@ -86,6 +86,10 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self._waits)
 
+    def waiting(self) -> list[Request]:
+        """Everybody here, in no order."""
+        return list(self._waits)
+
     @property
     def retry_after_s(self) -> float:
         """When those who wait now will have been placed, at the pace of the last ones."""

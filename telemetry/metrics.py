@@ -70,13 +70,20 @@ class Metrics:
         )
         self.cost = self._counter(
             "cost_dollars",
-            "Worker time at the configured prices; reason: served, failed, or retried elsewhere",
+            "Worker time at the configured prices; reason: served, failed, retried elsewhere, or lost with who could have told",
             ["pool", "tenant", "reason"],
         )
         self.pool_cost = ReadCounter(
             self.registry,
             "serval_pool_cost_dollars",
             "Time of all workers that have a stream to this router, busy or idle, at the configured prices",
+            self._constant,
+            ["pool"],
+        )
+        self.pool_busy = ReadCounter(
+            self.registry,
+            "serval_pool_busy_seconds",
+            "Time in which the engines of a pool's workers computed, all together, as they report it to this router",
             self._constant,
             ["pool"],
         )
@@ -127,6 +134,16 @@ class Metrics:
         self.prefix_index_entries = self._gauge(
             "prefix_index_entries", "Cached KV blocks of workers that this router remembers for placement"
         )
+
+        # ---- scaling, where it is configured
+        self.pool_load = self._gauge(
+            "pool_load_workers",
+            "What a pool has to do, in workers; kind: used, or queued (prefill: for one period)",
+            ["pool", "kind"],
+        )
+        self.pool_needed = self._gauge("pool_needed_workers", "Workers that a pool's load asks for, before limits", ["pool"])
+        self.pool_desired = self._gauge("pool_desired_workers", "Workers that a pool shall have, as last decided", ["pool"])
+        self.scaling_decisions = self._counter("scaling_decisions", "Decisions on a pool's size, by reason", ["pool", "reason"])
 
         # ---- engine
         self.engine_steps = self._counter("engine_steps", "Forward passes")

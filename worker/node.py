@@ -101,8 +101,13 @@ class WorkerNode:
             steps=engine.steps,
             prefill_tokens_per_s=engine.recent.prefill_tokens_per_s,
             step_s=engine.recent.step_s,
+            busy_s=engine.busy_s,
         )
         self._describe_load(load)
+        routers = max(1, self._links.live) if self._links is not None else 1
+        load.untold_busy_s /= routers
+        load.untold_prefill_busy_s /= routers
+        load.lost_busy_s /= routers
         return load
 
     async def _probe_lag(self) -> None:

@@ -49,6 +49,11 @@ class RouterLinks:
         return f"RouterLinks({', '.join(repr(link) for link in self._links.values())})"
 
     @property
+    def live(self) -> int:
+        """How many routers know this worker."""
+        return sum(link.is_live for link in self._links.values())
+
+    @property
     def has_joined(self) -> bool:
         """At least one router knows this worker."""
         return any(link.is_live for link in self._links.values())

@@ -35,6 +35,8 @@ class Attempts:
         """Whose workers have not said yet what they cost."""
         self.on_room: Callable[[], None] = lambda: None
         """Called when something was taken off a worker."""
+        self.is_short_of_decode = False
+        """Whom the last one in turn that found no room waits for: decode, or prefill."""
 
     # ---- the decision
 
@@ -71,6 +73,8 @@ class Attempts:
         # A busy worker may still be the fastest, for what it has cached: a prompt waits there no longer than that saves it.
         may_wait = bool(free) and self._placer.uses_predictions
         placement = self._placer.place(ask, ready, prefillers if may_wait else free or prefillers)
+        if not kept:
+            self.is_short_of_decode = placement is None or placement.computing.hello.role == DECODE
         if placement is None:
             return Placed.NO_ROOM
         if not has_compute_room(placement.computing, window_s, now) and not (may_wait and placement.prefill is not None):
@@ -172,12 +176,18 @@ class Attempts:
             self._accounting.attempt_ended(request, ended.timings, spent)
             request.settle()
 
+    def on_load(self, worker: Worker, load: cluster_pb2.LoadReport, now: float) -> None:
+        """A worker's periodic report."""
+        self._accounting.computed.on_report(worker, load)
+        worker.take_report(load, now)
+
     def on_cache(self, worker: Worker, change: cluster_pb2.CacheChange) -> None:
         self._placer.on_cache_change(worker, change)
         self._accounting.prefix_index(self._placer.index_entries)
 
     def on_worker_lost(self, worker: Worker) -> None:
         self._placer.on_worker_lost(worker)
+        self._accounting.computed.on_gone(worker)
         for request, _ in self._cancelled.pop(worker, {}).values():
             request.settle()
 

@@ -184,10 +184,10 @@ async def test_busy_times_of_requests_add_up_to_the_engines(pair: Pair) -> None:
     ends = [await told.until_ended() for told in asked]
     for ended, local in zip(ends, [False, True] * 3, strict=True):
         assert ended.timings.prefilled_locally == local
-        assert ended.timings.prefill_busy_s > 0
+        assert (ended.timings.prefill_busy_s > 0) is not local
         assert ended.timings.decode_busy_s > 0
-    by_prefill = sum(ended.timings.prefill_busy_s for ended in ends[::2])
-    by_decode = sum(ended.timings.decode_busy_s for ended in ends) + sum(ended.timings.prefill_busy_s for ended in ends[1::2])
+    by_prefill = sum(ended.timings.prefill_busy_s for ended in ends)
+    by_decode = sum(ended.timings.decode_busy_s for ended in ends)
     assert by_prefill == pytest.approx(pair.prefill_metrics.value("serval_engine_busy_seconds_total"))
     assert by_decode == pytest.approx(pair.decode_metrics.value("serval_engine_busy_seconds_total"))
 

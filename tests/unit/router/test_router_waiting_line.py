@@ -369,12 +369,15 @@ async def test_figures_add_up_every_attempt_and_say_where_it_was_computed() -> N
     world.say(task, 1, "transfer_failed", prefill_busy_s=2.0)
     finish(world, request, prefill_busy_s=1.0, decode_busy_s=10.0, prefilled_locally=True)
     figures = request.figures
-    assert figures.cost_usd == pytest.approx(0.002 + 11 * 0.004)
+    assert figures.cost_usd == pytest.approx(0.003 + 10 * 0.004)
     assert (figures.prefill_worker, figures.decode_worker) == ("", "a")
     assert figures.ttft_s > 0 and figures.tokens_per_second > 0
     cost = {"tenant": "acme"}
     assert world.metrics.value("serval_cost_dollars_total", pool="prefill", reason="retried", **cost) == pytest.approx(0.002)
-    assert world.metrics.value("serval_cost_dollars_total", pool="decode", reason="served", **cost) == pytest.approx(0.044)
+    assert world.metrics.value("serval_cost_dollars_total", pool="decode", reason="served", **cost) == pytest.approx(0.04)
+    assert world.metrics.value("serval_cost_dollars_total", pool="prefill", reason="served", **cost) == pytest.approx(0.001), (
+        "a prompt that was then computed by decode"
+    )
 
 
 async def test_a_cancelled_answer_s_cost_is_counted_when_its_worker_says_it() -> None:
