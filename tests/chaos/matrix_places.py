@@ -36,7 +36,7 @@ class Switch:
 
     def __init__(self) -> None:
         self._bridge = f"svc{os.getpid()}"
-        self._names: list[str] = []
+        self._places: dict[str, Place] = {}
 
     def __enter__(self) -> "Switch":
         sweep()
@@ -50,29 +50,34 @@ class Switch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in self._names:
-            _ip("netns", "delete", name, may_fail=True)
+        for name in self._places:
+            _ip("netns", "delete", _namespace(name), may_fail=True)
         _ip("link", "delete", self._bridge, may_fail=True)
 
     def connect(self, name: str) -> Place:
-        """A new namespace `name` with an address of its own."""
-        number = len(self._names) + 1
-        namespace, cable = f"{PREFIX}-{os.getpid()}-{name}", f"sv{os.getpid()}p{number}"
-        host = f"{NETWORK}.{number}"
+        """A namespace `name` with an address of its own; the same one when asked again."""
+        if (known := self._places.get(name)) is not None:
+            return known
+        number = len(self._places) + 1
+        namespace, cable, host = _namespace(name), f"sv{os.getpid()}p{number}", f"{NETWORK}.{number}"
         _ip("netns", "add", namespace)
-        self._names.append(namespace)
+        place = self._places[name] = Place(host, "eth0", ("ip", "netns", "exec", namespace), cable)
         _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", namespace)
         _ip("link", "set", cable, "master", self._bridge, "up")
         _ip("-n", namespace, "addr", "add", f"{host}/24", "dev", "eth0")
         _ip("-n", namespace, "link", "set", "eth0", "up")
         _ip("-n", namespace, "link", "set", "lo", "up")
-        return Place(host, "eth0", ("ip", "netns", "exec", namespace), cable)
+        return place
 
     def pull(self, place: Place) -> None:
         _ip("link", "set", place.cable, "nomaster")
 
     def plug(self, place: Place) -> None:
         _ip("link", "set", place.cable, "master", self._bridge)
+
+
+def _namespace(name: str) -> str:
+    return f"{PREFIX}-{os.getpid()}-{name}"
 
 
 def is_unplugged(place: Place) -> bool:
