@@ -173,7 +173,7 @@ class _Running:
         status = Status(self.members, self._dispatcher, config.name, f"{config.host}:{self._http.port}", config.tls is not None)
         started_at, needs_key = int(time.time()), config.keys_file is not None
         dashboard = Dashboard(config, self.members, self._metrics, status.why_not_ready, started_at)
-        app = build_app(self._fronts, status, dashboard.state, self._model, self._metrics, started_at, needs_key)
+        app = build_app(self._fronts, status, dashboard.document, self._model, self._metrics, started_at, needs_key)
         await self._http.start(with_shortcuts(app, self._fronts))
         self._janitors = [
             asyncio.create_task(self._watch(), name="router-janitor"),

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client.metrics_core import Metric
-from prometheus_client.samples import Sample
 
 
 class Readable(Protocol):
@@ -24,35 +23,38 @@ class HistogramReading:
     sum: float
 
 
-def total(metric: Readable, **labels: str) -> float:
-    """Of a counter or gauge, the sum over all children that carry these labels."""
-    return sum(sample.value for sample in _values(metric) if labels.items() <= sample.labels.items())
+class Values:
+    """The children of a counter or gauge, read once."""
 
+    def __init__(self, metric: Readable) -> None:
+        self._samples = [
+            (sample.labels, sample.value)
+            for family in metric.collect()
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        ]
 
-def totals(metric: Readable, label: str) -> dict[str, float]:
-    """Of a counter or gauge, the sums by the values of one label."""
-    sums: dict[str, float] = defaultdict(float)
-    for sample in _values(metric):
-        sums[sample.labels[label]] += sample.value
-    return dict(sums)
+    @property
+    def total(self) -> float:
+        return sum(value for _, value in self._samples)
+
+    def by(self, label: str) -> dict[str, float]:
+        """The sums by the values of one label."""
+        sums: dict[str, float] = defaultdict(float)
+        for labels, value in self._samples:
+            sums[labels[label]] += value
+        return dict(sums)
 
 
 def histogram(metric: Readable) -> HistogramReading:
     """All children together. No bucket at all where nothing has a child yet."""
     buckets: dict[float, int] = defaultdict(int)
-    seconds = 0.0
+    observed = 0.0
     for family in metric.collect():
         for sample in family.samples:
             if sample.name.endswith("_bucket"):
                 buckets[float(sample.labels["le"])] += round(sample.value)
             elif sample.name.endswith("_sum"):
-                seconds += sample.value
+                observed += sample.value
     count = buckets.pop(float("inf"), 0)
-    return HistogramReading(tuple(sorted(buckets.items())), count, seconds)
-
-
-def _values(metric: Readable) -> Iterable[Sample]:
-    for family in metric.collect():
-        for sample in family.samples:
-            if not sample.name.endswith("_created"):
-                yield sample
+    return HistogramReading(tuple(sorted(buckets.items())), count, observed)

@@ -53,24 +53,34 @@ export function fill(data, value, write) {
   say(data, write(value));
 }
 
+/** A bar from empty to full, and its figure beside it. */
 export function meter(label) {
-  const made = document.createElement("meter");
-  made.setAttribute("aria-label", label);
-  return made;
+  const bar = cell("div", "meter", document.createElement("span"));
+  bar.setAttribute("role", "meter");
+  bar.setAttribute("aria-label", label);
+  bar.setAttribute("aria-valuemax", "1");
+  return bar;
 }
 
-/** A line of values, null ones left out; from 0 to the largest. */
+export function fillMeter(bar, share, isHigh = false) {
+  bar.setAttribute("aria-valuenow", (share ?? 0).toFixed(3));
+  bar.classList.toggle("is-high", isHigh);
+  bar.firstChild.style.width = `${(share ?? 0) * 100}%`;
+}
+
+/** A line through values, from 0 to the largest; what is not known yet (null) is left out. */
 export function spark(id, values) {
   const svg = $(id);
-  const top = Math.max(...values.map((value) => value ?? 0)) || 1;
-  const right = Math.max(values.length - 1, 1);
-  const points = values
+  const known = values.slice(values.findIndex((value) => value !== null));
+  const top = Math.max(...known.map((value) => value ?? 0)) || 1;
+  const right = Math.max(known.length - 1, 1);
+  const points = known
     .map((value, index) => [index, value])
     .filter(([, value]) => value !== null)
     .map(([index, value]) => `${((index / right) * 100).toFixed(2)},${(38 - (value / top) * 34).toFixed(2)}`);
   if (!svg.firstChild) prepare(svg);
-  const [area, line] = svg.children;
   const path = points.length > 1 ? `M${points.join("L")}` : "";
+  const [area, line] = svg.children;
   line.setAttribute("d", path);
   area.setAttribute("d", path && `${path}V40H${points[0].split(",")[0]}Z`);
 }

@@ -71,9 +71,10 @@ export const count = written((value) => Math.round(value).toLocaleString("en"));
 export const number = written((value) => (value >= 1e4 ? Math.round(value).toLocaleString("en") : digits(value)));
 export const percent = written((value) => `${(value * 100).toFixed(value > 0 && value < 0.0995 ? 1 : 0)}%`);
 export const seconds = written((value) => (value < 1 ? `${digits(value * 1000)} ms` : `${digits(value)} s`));
-export const dollars = written((value) => `$${value !== 0 && Math.abs(value) < 1 ? Number(value.toPrecision(2)) : value.toFixed(2)}`);
+export const exactSeconds = written((value) => (value < 1 ? `${Number((value * 1000).toPrecision(6))} ms` : `${value} s`));
+export const dollars = written((value) => `$${value === 0 || Math.abs(value) >= 0.1 ? value.toFixed(2) : Number(value.toPrecision(2))}`);
 export const bytes = written((value) => scaled(value, ["B", "kB", "MB", "GB", "TB"]));
-export const bytesPerSecond = written((value) => `${digits(value / 1e9)} GB/s`);
+export const bytesPerSecond = written((value) => `${bytes(value)}/s`);
 
 export function duration(value) {
   if (value < 120) return `${Math.round(value)} s`;

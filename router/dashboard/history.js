@@ -3,6 +3,7 @@
 const KEPT_S = 330;
 const SPARK_S = 10; // each point of a line is taken over so long
 const POINTS = 120;
+const SHORTEST_S = 4; // less is no window: a few requests more or less would be all that it shows
 
 export class History {
   #states = [];
@@ -18,13 +19,15 @@ export class History {
   /** The document to subtract for the last `seconds`; null: none, so figures are since the router's start. */
   base(seconds) {
     const now = this.#states.at(-1);
-    if (!seconds || now.at - this.#states[0].at < Math.min(seconds, SPARK_S)) return null;
+    if (!seconds || now.at - this.#states[0].at < SHORTEST_S) return null;
     return this.#states.find((state) => state.at >= now.at - seconds - 0.5);
   }
 
-  /** A short look back, for what is drawn as a line. */
+  /** A short look back, for what is drawn as a line; null for the first document. */
   get recent() {
-    return this.base(SPARK_S);
+    const now = this.#states.at(-1);
+    const base = this.#states.find((state) => state.at >= now.at - SPARK_S);
+    return base === now ? null : base;
   }
 }
 

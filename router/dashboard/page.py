@@ -39,8 +39,8 @@ class _File:
         return Response(self._content, media_type=self._type, headers=self._headers)
 
 
-def add_dashboard(app: FastAPI, state: Callable[[], State]) -> None:
-    """`state` is called for each poll."""
+def add_dashboard(app: FastAPI, document: Callable[[], bytes]) -> None:
+    """`document` gives a State as JSON; called for each poll."""
     _add_file(app, PATH, _HTML)
     for name in _PARTS:
         _add_file(app, f"{PATH}/{name}", name)
@@ -49,7 +49,7 @@ def add_dashboard(app: FastAPI, state: Callable[[], State]) -> None:
     async def dashboard_state() -> Response:
         """What the page at /dashboard is drawn from."""
         headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-        return Response(state().model_dump_json(), media_type="application/json", headers=headers)
+        return Response(document(), media_type="application/json", headers=headers)
 
 
 def _add_file(app: FastAPI, path: str, name: str) -> None:

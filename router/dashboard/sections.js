@@ -1,13 +1,13 @@
 // The page's sections: which figure stands where.
 
-import { $, cell, figure, fill, meter, put, rows, say, spark } from "./draw.js";
+import { $, cell, figure, fill, fillMeter, meter, put, rows, say, spark } from "./draw.js";
 import * as figures from "./figures.js";
 import { Line } from "./history.js";
 
 const { between, quantile, ratio, sum } = figures;
 const FINE = ["stop", "length"];
-const NEITHER = ["cancelled", "invalid", "unauthenticated", "rate_limited"]; // the caller's own doing
-const MEANS = {
+const OURS = ["deadline", "overloaded", "unavailable", "connections", "prefill_failed", "transfer_failed", "internal"];
+const SAID = {
   stop: "ended by themselves",
   length: "reached their length",
   cancelled: "were cancelled",
@@ -59,14 +59,10 @@ function answered({ outcomes }) {
   return FINE.reduce((total, name) => total + (outcomes[name] ?? 0), 0);
 }
 
-/** Of all that was asked; what callers withdrew or asked wrongly is nobody's failure. */
+/** What callers withdrew, asked wrongly or too much of is nobody's failure. */
 function goodputShare({ outcomes, refusals, withinObjectives }) {
-  const ours = Object.entries({ ...refusals }).concat(Object.entries(outcomes)).filter(([name]) => isOurs(name));
-  return ratio(withinObjectives, ours.reduce((total, [, value]) => total + value, 0));
-}
-
-function isOurs(name) {
-  return FINE.includes(name) || (name in MEANS && !NEITHER.includes(name));
+  const failed = OURS.reduce((total, name) => total + (outcomes[name] ?? 0) + (refusals[name] ?? 0), 0);
+  return ratio(withinObjectives, answered({ outcomes }) + failed);
 }
 
 function hourly({ cost }) {
@@ -76,36 +72,53 @@ function hourly({ cost }) {
 // ---- workers
 
 function workers(state) {
-  const ordered = [...state.workers].sort((a, b) => b.pool.localeCompare(a.pool) || a.name.localeCompare(b.name, "en", { numeric: true }));
-  rows("workers", ordered, (worker) => `${worker.pool} ${worker.name}`, workerCells, fillWorker);
-  const missing = state.cost.pools.filter((pool) => !pool.workers).map((pool) => `There is no ${pool.pool} worker.`);
+  const byName = (a, b) => a.name.localeCompare(b.name, "en", { numeric: true });
+  const lines = state.cost.pools.flatMap(({ pool }) => {
+    const members = state.workers.filter((worker) => worker.pool === pool).sort(byName);
+    return [wholePool(pool, members), ...members];
+  });
+  rows("workers", lines, (line) => `${line.pool} ${line.name}`, workerCells, fillWorker);
   const lost = Object.entries(state.workers_lost).filter(([, count]) => count).map(([pool, count]) => `${count} ${pool}`);
-  say($("workers-note"), [...missing, ...(lost.length ? [`Lost since the start: ${lost.join(", ")}.`] : [])].join(" "));
+  say($("workers-note"), lost.length ? `Lost since the start: ${lost.join(", ")}.` : "");
 }
 
-function workerCells(worker) {
+function wholePool(pool, members) {
+  const added = (field) => members.reduce((total, worker) => total + worker[field], 0);
+  const summed = ["running", "waiting", "in_flight", "kv_blocks_used", "kv_blocks_total"].map((field) => [field, added(field)]);
+  return { pool, name: pool[0].toUpperCase() + pool.slice(1), size: members.length, ...Object.fromEntries(summed) };
+}
+
+function workerCells({ name, size }) {
+  const held = cell("div", "held", meter(`KV blocks held, ${name}`), document.createElement("data"));
+  const isPool = size !== undefined;
   return [
-    cell("th", "", worker.name),
-    cell("td", "state"),
+    cell("th", isPool ? "" : "member", name),
+    cell("td", isPool ? "" : "state"),
     figure(),
     figure(),
-    cell("td", "", meter(`KV blocks held by ${worker.name}`), document.createElement("data")),
+    cell("td", "", held),
     figure("number roomy"),
     cell("td", "number roomy"),
   ];
 }
 
-function fillWorker([, health, running, waiting, held, here, speed], worker) {
-  const isQuiet = worker.health === "silent";
-  say(health, isQuiet ? `silent ${figures.duration(worker.silent_s)}` : worker.health);
-  health.className = `state ${HEALTH[worker.health]}`;
-  fill(running.firstChild, worker.running, figures.count);
-  fill(waiting.firstChild, worker.waiting, figures.count);
-  const [bar, share] = held.children;
-  [bar.max, bar.high, bar.optimum, bar.value] = [worker.kv_blocks_total || 1, worker.kv_blocks_total * 0.95, 0, worker.kv_blocks_used];
-  fill(share, ratio(worker.kv_blocks_used, worker.kv_blocks_total), figures.percent);
-  fill(here.firstChild, worker.in_flight, figures.count);
-  say(speed, speedOf(worker));
+function fillWorker([title, health, running, waiting, held, here, speed], line) {
+  const isPool = line.size !== undefined;
+  title.parentElement.classList.toggle("is-pool", isPool);
+  say(health, isPool ? `${line.size || "no"} worker${line.size === 1 ? "" : "s"}` : healthOf(line));
+  health.className = isPool ? (line.size ? "" : "is-bad") : `state ${HEALTH[line.health]}`;
+  fill(running.firstChild, line.running, figures.count);
+  fill(waiting.firstChild, line.waiting, figures.count);
+  const share = ratio(line.kv_blocks_used, line.kv_blocks_total);
+  const [bar, figureOfShare] = held.firstChild.children;
+  fillMeter(bar, share, share > 0.95);
+  fill(figureOfShare, share, figures.percent);
+  fill(here.firstChild, line.in_flight, figures.count);
+  say(speed, isPool ? "" : speedOf(line));
+}
+
+function healthOf({ health, silent_s }) {
+  return health === "silent" ? `silent for ${figures.duration(silent_s)}` : health;
 }
 
 function speedOf(worker) {
@@ -122,28 +135,28 @@ function latency({ router }, past) {
     put(`tps-${name}`, quantile(past.tps, 1 - share), figures.number);
   }
   const set = [
-    router.slo_ttft_s === null ? "" : `first token within ${figures.seconds(router.slo_ttft_s)}`,
-    router.slo_itl_s === null ? "" : `${figures.seconds(router.slo_itl_s)} between tokens`,
+    router.slo_ttft_s === null ? "" : `the first token within ${figures.exactSeconds(router.slo_ttft_s)}`,
+    router.slo_itl_s === null ? "" : `at most ${figures.exactSeconds(router.slo_itl_s)} between tokens`,
   ].filter(Boolean);
   const none = "No objective is set (router.slo_ttft_s, router.slo_itl_s), so goodput counts every request that ended well.";
-  say($("objectives"), set.length ? `Goodput counts requests with their ${set.join(" and ")}.` : none);
+  say($("objectives"), set.length ? `Goodput counts answers with ${set.join(" and ")}.` : none);
 }
 
 function outcomes({ outcomes, refusals }) {
-  const all = [
-    ...Object.entries(outcomes).map(([name, value]) => ({ name, value, text: MEANS[name] ?? name })),
-    ...Object.entries(refusals).map(([name, value]) => ({ name: `refused ${name}`, value, text: `were refused: ${name}` })),
-  ].sort((a, b) => b.value - a.value);
+  const ended = Object.entries(outcomes).map(([name, value]) => ({ name, value, key: name, text: SAID[name] ?? name }));
+  const refused = Object.entries(refusals).map(([name, value]) => ({ name, value, key: `refused ${name}`, text: `were refused: ${name}` }));
+  const all = [...ended, ...refused].filter(({ value }) => value).sort((a, b) => b.value - a.value);
   const whole = all.reduce((total, { value }) => total + value, 0);
-  rows("outcomes", all, ({ name }) => name, outcomeCells, ([, value, share], outcome) => {
+  rows("outcomes", all, ({ key }) => key, outcomeCells, ([title, value, share], outcome) => {
+    title.parentElement.className = FINE.includes(outcome.name) ? "is-good" : OURS.includes(outcome.name) ? "is-bad" : "is-own";
     fill(value.firstChild, outcome.value, figures.count);
-    share.firstChild.value = ratio(outcome.value, whole) ?? 0;
+    fillMeter(share.firstChild, ratio(outcome.value, whole));
   });
+  say($("outcomes-note"), all.length ? "" : "No request has ended in this time.");
 }
 
-function outcomeCells({ text, name }) {
-  const isFine = FINE.includes(name) || NEITHER.includes(name.replace("refused ", ""));
-  return [cell("th", isFine ? "" : "is-bad", text), figure(), cell("td", "", meter(`share that ${text}`))];
+function outcomeCells({ text }) {
+  return [cell("th", "", text), figure(), cell("td", "", meter(`share that ${text}`))];
 }
 
 // ---- transfers and dollars
@@ -156,8 +169,9 @@ function transfers({ transfers: moved, seconds }) {
   put("transfer-speed", ratio(moved.bytes, moved.seconds), figures.bytesPerSecond);
   put("transfer-hidden", ratio(moved.seconds - exposed, moved.seconds), figures.percent);
   put("transfer-exposed", ratio(exposed, moved.seconds), figures.percent);
-  $("hidden-bar").style.flexGrow = moved.seconds - exposed;
-  $("exposed-bar").style.flexGrow = exposed;
+  put("exposed-mean", ratio(moved.exposed_seconds, moved.count), figures.seconds);
+  $("hidden-bar").style.flexBasis = figures.percent(ratio(moved.seconds - exposed, moved.seconds) ?? 0);
+  $("exposed-bar").style.flexBasis = figures.percent(ratio(exposed, moved.seconds) ?? 0);
 }
 
 function dollars(state, past) {

@@ -19,7 +19,7 @@ from router.dashboard.state import (
 )
 from router.workers import POOL_NAMES, Worker
 from telemetry.metrics import Metrics
-from telemetry.reading import Readable, histogram, total, totals
+from telemetry.reading import Readable, Values, histogram
 
 TENANTS_SHOWN = 20
 
@@ -36,17 +36,18 @@ def state_of(
     metrics: Metrics, workers: Sequence[Worker], router: RouterState, patience: Patience, now: float, at: float, started_at: int
 ) -> State:
     """`now` is the workers' clock (the event loop's), `at` and `started_at` Unix time."""
+    requests, generated = Values(metrics.requests), Values(metrics.generation_tokens)
     return State(
         at=at,
         started_at=started_at,
         router=router,
         workers=tuple(_worker(worker, patience, now) for worker in workers),
-        workers_lost=_counts(metrics.worker_losses, "pool"),
-        requests=_requests(metrics),
+        workers_lost=_counts(Values(metrics.worker_losses), "pool"),
+        requests=_requests(metrics, requests),
         latency=_latency(metrics),
-        tokens=Tokens(prompt=round(total(metrics.prompt_tokens)), generated=round(total(metrics.generation_tokens))),
+        tokens=Tokens(prompt=round(Values(metrics.prompt_tokens).total), generated=round(generated.total)),
         transfers=_transfers(metrics),
-        cost=_cost(metrics),
+        cost=_cost(metrics, requests, generated),
     )
 
 
@@ -75,13 +76,13 @@ def _health(worker: Worker, patience: Patience, now: float) -> Literal["live", "
     return "draining" if worker.is_draining else "live"
 
 
-def _requests(metrics: Metrics) -> Requests:
+def _requests(metrics: Metrics, ended: Values) -> Requests:
     return Requests(
-        running=round(total(metrics.requests_running)),
-        waiting=round(total(metrics.requests_waiting)),
-        outcomes=_counts(metrics.requests, "outcome"),
-        refusals=_counts(metrics.rejections, "reason"),
-        within_objectives=round(total(metrics.requests_within_objectives)),
+        running=round(Values(metrics.requests_running).total),
+        waiting=round(Values(metrics.requests_waiting).total),
+        outcomes=_counts(ended, "outcome"),
+        refusals=_counts(Values(metrics.rejections), "reason"),
+        within_objectives=round(Values(metrics.requests_within_objectives).total),
     )
 
 
@@ -97,16 +98,17 @@ def _transfers(metrics: Metrics) -> Transfers:
     whole, exposed = histogram(metrics.transfer_time), histogram(metrics.transfer_exposed_time)
     return Transfers(
         count=whole.count,
-        bytes=round(total(metrics.request_transfer_bytes)),
+        bytes=round(Values(metrics.request_transfer_bytes).total),
         seconds=whole.sum,
         exposed_seconds=exposed.sum,
     )
 
 
-def _cost(metrics: Metrics) -> Cost:
-    workers, prices = totals(metrics.workers, "pool"), totals(metrics.worker_hour_cost, "pool")
-    paid, computing = totals(metrics.pool_cost, "pool"), totals(metrics.cost, "pool")
-    tenants = _tenants(metrics)
+def _cost(metrics: Metrics, requests: Values, generated: Values) -> Cost:
+    spent = Values(metrics.cost)
+    workers, prices = Values(metrics.workers).by("pool"), Values(metrics.worker_hour_cost).by("pool")
+    paid, computing = Values(metrics.pool_cost).by("pool"), spent.by("pool")
+    tenants = _tenants(spent.by("tenant"), requests.by("tenant"), generated.by("tenant"))
     return Cost(
         pools=tuple(
             PoolCost(
@@ -118,29 +120,28 @@ def _cost(metrics: Metrics) -> Cost:
             )
             for pool in sorted(POOL_NAMES.values(), reverse=True)
         ),
-        by_reason=totals(metrics.cost, "reason"),
-        tenants=tenants[:TENANTS_SHOWN],
+        by_reason=spent.by("reason"),
+        tenants=tuple(tenants[:TENANTS_SHOWN]),
         tenants_left_out=max(0, len(tenants) - TENANTS_SHOWN),
     )
 
 
-def _tenants(metrics: Metrics) -> tuple[TenantCost, ...]:
-    usd, requests = totals(metrics.cost, "tenant"), totals(metrics.requests, "tenant")
-    tokens = totals(metrics.generation_tokens, "tenant")
-    found = [
+def _tenants(usd: dict[str, float], requests: dict[str, float], generated: dict[str, float]) -> list[TenantCost]:
+    """Those with the most dollars first."""
+    by_cost = sorted(usd.keys() | requests.keys() | generated.keys(), key=lambda tenant: (-usd.get(tenant, 0.0), tenant))
+    return [
         TenantCost(
             tenant=tenant,
             requests=round(requests.get(tenant, 0)),
-            generated_tokens=round(tokens.get(tenant, 0)),
+            generated_tokens=round(generated.get(tenant, 0)),
             usd=usd.get(tenant, 0.0),
         )
-        for tenant in usd.keys() | requests.keys() | tokens.keys()
+        for tenant in by_cost
     ]
-    return tuple(sorted(found, key=lambda each: (-each.usd, each.tenant)))
 
 
-def _counts(metric: Readable, label: str) -> dict[str, int]:
-    return {value: round(count) for value, count in totals(metric, label).items()}
+def _counts(values: Values, label: str) -> dict[str, int]:
+    return {name: round(count) for name, count in values.by(label).items()}
 
 
 def _histogram(metric: Readable) -> Histogram:

@@ -13,7 +13,6 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from router.dashboard.page import add_dashboard
-from router.dashboard.state import State
 from router.http.answer import RawResponse
 from router.http.door import Door, Visit
 from router.http.openapi import BODY_ERRORS, GENERATION_ERRORS, body_of, describe, responses
@@ -53,7 +52,7 @@ class Fronts:
 def build_app(
     fronts: Fronts,
     status: Status,
-    dashboard: Callable[[], State],
+    dashboard: Callable[[], bytes],
     model: ModelInfo,
     metrics: Metrics,
     started_at: int,
