@@ -20,17 +20,17 @@ def accounts(deployment: Deployment) -> list[Manifest]:
 
 
 def rights(deployment: Deployment) -> list[Manifest]:
-    """The deployer's: the kinds of object that are rendered, in this namespace, and no Secret."""
+    """The deployer's: what `serval k8s` needs: the kinds of object that are rendered, in this namespace, and no Secret."""
     owned = {"": ["configmaps", "services", "serviceaccounts"], "policy": ["poddisruptionbudgets"]}
     owned["networking.k8s.io"] = ["networkpolicies"]
     owned["rbac.authorization.k8s.io"] = ["roles", "rolebindings"]
-    if deployment.kubernetes.flavour == "plain":
-        owned["apps"] = ["deployments"]
-    else:
-        owned["ray.io"] = ["rayservices"]
-    owned["monitoring.coreos.com"] = ["podmonitors", "prometheusrules"]
+    owned |= {"apps": ["deployments"], "ray.io": ["rayservices"]}  # both: a change of flavour removes what the other one made
+    owned["monitoring.coreos.com"] = ["podmonitors", "prometheusrules", "servicemonitors"]
     rules = [{"apiGroups": [group], "resources": kinds, "verbs": WRITE} for group, kinds in owned.items()]
-    rules.append({"apiGroups": [""], "resources": ["pods", "events"], "verbs": READ})
+    rules.append({"apiGroups": [""], "resources": ["events"], "verbs": READ})
+    rules.append({"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]})
+    rules.append({"apiGroups": [""], "resources": ["pods"], "verbs": [*READ, "patch"]})  # which one goes first
+    rules.append({"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]})
     name = full_name(deployment, DEPLOYER)
     binding = {
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},

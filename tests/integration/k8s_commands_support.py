@@ -1,7 +1,7 @@
 """`serval k8s` against an API server: the one of tests/apiserver, or with SERVAL_TEST_KUBECONFIG a cluster of yours.
 
-On a cluster of yours each test has a namespace of its own, which it deletes; what needs faults on demand is skipped, and so is what needs
-pods that run, unless SERVAL_TEST_IMAGE names an image that the cluster can pull.
+On a cluster of yours each test has a namespace of its own, which it deletes; what needs faults on demand is skipped, and so is what
+needs pods that run, unless SERVAL_TEST_IMAGE names an image that the cluster can pull.
 """
 
 import contextlib
