@@ -24,6 +24,7 @@ from kvtransfer.receiver import Receiver
 from protocol import cluster_pb2
 from telemetry.metrics import Metrics
 from telemetry.recent import RecentRate
+from worker.health import Health
 from worker.hold import Hold
 from worker.node import WorkerNode
 from worker.spec import WorkerSpec
@@ -41,7 +42,8 @@ class DecodeWorker:
         self._node: WorkerNode | None = None
         self._parts: Parts | None = None
         self._requests: Requests | None = None
-        self._janitor: asyncio.Task[None] | None = None
+        self._health: Health | None = None
+        self._janitors: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
         """Loads the model, listens, and starts to dial the routers. Returns the gRPC address."""
@@ -55,6 +57,7 @@ class DecodeWorker:
         def publish(updates: Iterable[SequenceUpdate]) -> None:
             loop.call_soon_threadsafe(requests.on_updates, updates)
             requests.hold_step(updates)
+            health.on_updates(updates)
 
         peers = PrefillPeers(_introduction(node, receiver), self._config.connect_timeout_s, spec.tls)
         line = AdmissionLine(self._config.max_waiting, self._metrics)
@@ -77,15 +80,24 @@ class DecodeWorker:
             hold=Hold(spec.link.hold_folder, spec.name),
         )
         requests = self._requests = Requests(parts)
+        health = self._health = Health(engine, parts.engine_loop.submit, lambda: receiver.proofs, spec.health, self._metrics)
         parts.engine_loop.start()
-        self._janitor = asyncio.create_task(quarantine.run(), name="quarantine")
+        self._janitors = [
+            asyncio.create_task(quarantine.run(), name="quarantine"),
+            asyncio.create_task(health.run(), name="health"),
+        ]
         node.dial_routers(requests, requests.describe_load)
         logger.info("serving on %s", address)
         return address
 
     @property
-    def is_healthy(self) -> bool:
-        return self._parts is not None and self._parts.engine_loop.is_healthy
+    def why_not_healthy(self) -> str | None:
+        """Why only a new process helps; None: it goes on."""
+        if self._parts is None or self._health is None:
+            return "the worker is starting"
+        if not self._parts.engine_loop.is_healthy:
+            return "the engine has stopped, or its steps keep failing"
+        return self._health.why_not
 
     @property
     def has_joined(self) -> bool:
@@ -99,8 +111,8 @@ class DecodeWorker:
 
     async def stop(self, timeout_s: float) -> None:
         """Open requests are cancelled; nothing of this worker runs any more when it returns."""
-        if self._janitor is not None:
-            self._janitor.cancel()
+        for janitor in self._janitors:
+            janitor.cancel()
         if self._requests is not None:
             await self._requests.cancel_all(timeout_s)
         if self._node is not None:

@@ -85,6 +85,11 @@ class TransferConfig(BaseModel):
         description="Seconds between polls when what is under way has not moved for a while: polls space out towards this.",
     )
     idle_poll_s: float = Field(20e-3, gt=0, description="Seconds between polls while nothing is under way.")
+    self_check_s: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds without any write after which the process writes one word to itself, to see that its transport works.",
+    )
     digest: bool = Field(True, description="Verify every layer on its copy in the pool. Both ends must agree.")
     corrupt_one_in: int = Field(
         0,

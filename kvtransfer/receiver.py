@@ -22,6 +22,7 @@ from kvtransfer.lease import Lease
 from kvtransfer.notification import MalformedNotification, WriteNotification
 from kvtransfer.pace import Pace
 from kvtransfer.pool_copy import PoolCopy
+from kvtransfer.self_check import SelfCheck
 from kvtransfer.transport import Transport, agent_name
 from protocol.errors import InvalidRequest, LeaseExpired, Overloaded, PeerGone, ServalError, TransferFailed
 from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
@@ -65,6 +66,7 @@ class Receiver:
         self._transport = Transport(incarnation, config)
         self._transport.register(self._zone.words)
         self._metadata = self._transport.metadata()
+        self._self_check = SelfCheck(self._transport, config, pool.device)
         self._lock = threading.Lock()
         self._leases: dict[LeaseId, Lease] = {}
         self._pumping: dict[Lease, float] = {}
@@ -175,6 +177,11 @@ class Receiver:
         """False: the receiver thread has ended and nothing can land any more."""
         return self._thread.is_alive()
 
+    @property
+    def proofs(self) -> int:
+        """Writes that have arrived so far, in here or from here to itself: while it grows, the transport works."""
+        return self._self_check.proofs
+
     def close(self, deadline_s: float = 5.0) -> bool:
         """Fails open leases and destroys the agent. False when the thread did not end in time (it is left behind)."""
         self._stopping = True
@@ -211,6 +218,7 @@ class Receiver:
             while self._unread:
                 self._receive(*self._unread.popleft())
                 self._pace.progressed()
+            self._self_check.step()
             if time.monotonic() >= self._swept_s + SWEEP_S:
                 self._expire_and_free()
         except ServalError as error:
@@ -254,6 +262,7 @@ class Receiver:
 
     def _land(self, lease: Lease, notification: WriteNotification) -> None:
         """Copies a landed write into the pool, verifies the copy, and ends the lease when it was the last."""
+        self._self_check.note_work()
         lease.mark_arrived(notification, notification.layers * notification.blocks * self._layout.block_bytes)
         self._corrupt_sometimes(lease, notification)
         started_s = time.monotonic()

@@ -20,6 +20,7 @@ from kvtransfer.layout import KVLayout
 from kvtransfer.pace import Pace
 from kvtransfer.peer import Peer
 from kvtransfer.quiesce import Barriers
+from kvtransfer.self_check import SelfCheck
 from kvtransfer.transfer import Transfer, lease_end
 from kvtransfer.transport import Transport
 from kvtransfer.writer import Writer
@@ -54,6 +55,7 @@ class Sender:
         self._metrics = metrics
         self._transport = Transport(incarnation, config)
         self._transport.register(pool)
+        self._self_check = SelfCheck(self._transport, config, pool.device)
         self._writer = Writer(config, layout, pool, incarnation, self._transport, metrics)
         self._barriers = Barriers(self._transport, pool.data_ptr(), config.barrier_timeout_s)
         self._lock = threading.Lock()
@@ -152,6 +154,11 @@ class Sender:
         """False: the sender thread has ended and no transfer can go on."""
         return self._thread.is_alive()
 
+    @property
+    def proofs(self) -> int:
+        """Writes that have arrived so far, at peers or from here to itself: while it grows, the transport works."""
+        return self._self_check.proofs
+
     def close(self, deadline_s: float = 10.0) -> bool:
         """Ends every transfer, quiesces, destroys the agent. False when that took too long (the thread is left behind)."""
         self._stopping = True
@@ -174,6 +181,9 @@ class Sender:
                 act()
             except ServalError as error:
                 future.set_exception(error)
+            except Exception as error:  # one caller's, whatever it is: this thread serves all
+                log.exception("KV sender")
+                future.set_exception(TransferFailed(f"unexpected {type(error).__name__}: {error}"))
             else:
                 future.set_result(None)
 
@@ -206,6 +216,7 @@ class Sender:
             if key in self._transfers:
                 self._advance_or_fail(transfer)
         self._barriers.poll()
+        self._self_check.step()
         try:
             for sender_name, _ in self._transport.notifications():
                 log.warning("dropped a notification of %s: a sender expects none", sender_name)
@@ -225,6 +236,8 @@ class Sender:
     def _advance(self, transfer: Transfer) -> None:
         """Polls what is in flight, posts what is ready, ends what is complete. Raises what ends the transfer."""
         moved = self._writer.poll(transfer)
+        if moved:
+            self._self_check.note_work()
         while len(transfer.in_flight) < self._config.writes_in_flight and (region := transfer.next_region()) is not None:
             self._writer.post(self._connections.connected(transfer.peer), transfer, region)
             moved = True

@@ -5,6 +5,7 @@ and in STRICT thread mode (others crash without the progress thread): nothing mo
 """
 
 import contextlib
+import hashlib
 import importlib
 import logging
 import os
@@ -23,6 +24,9 @@ from protocol.ids import Incarnation
 
 Descriptors = npt.NDArray[np.uint64]
 """`[n, 2]`: address and length in bytes of n contiguous runs."""
+
+
+METADATA_DIGEST_BYTES = 8
 
 
 def agent_name(incarnation: Incarnation) -> str:
@@ -53,6 +57,7 @@ class Transport:
     """The NIXL agent of this process. Constructing it opens a listener on the configured device only."""
 
     def __init__(self, incarnation: Incarnation, config: TransferConfig) -> None:
+        self.own_incarnation = incarnation
         self._api, self._errors = _load_nixl(config)
         self._close_pump_s = config.close_pump_s
         self._memory_kind = "DRAM"
@@ -73,15 +78,22 @@ class Transport:
             self._agent.register_memory([region], self._memory_kind)
 
     def metadata(self) -> bytes:
-        """What a peer needs to write here. It carries keys: hand it out on a trusted channel only."""
+        """What a peer needs to write here. It carries keys: hand it out on a trusted channel only.
+
+        The library's own bytes behind a digest of them: it does not survive every change of one (see `add_peer`).
+        """
         with self._mapped_errors("read metadata"):
-            return bytes(self._agent.get_agent_metadata())
+            content = bytes(self._agent.get_agent_metadata())
+        return _metadata_digest(content) + content
 
     def add_peer(self, metadata: bytes, incarnation: Incarnation) -> None:
-        """Raises TransferFailed when the metadata is not that of `incarnation`."""
+        """Raises TransferFailed when the metadata is not that of `incarnation`, or not as its agent gave it out."""
+        digest, content = metadata[:METADATA_DIGEST_BYTES], metadata[METADATA_DIGEST_BYTES:]
+        if digest != _metadata_digest(content):
+            raise TransferFailed(f"{len(metadata)} bytes of transport metadata are not as they were sent: their digest differs")
         with self._mapped_errors("add a peer"):
-            added = self._agent.add_remote_agent(metadata)
-        name = added.decode() if isinstance(added, bytes) else added
+            added = self._agent.add_remote_agent(content)
+        name = added.decode(errors="replace") if isinstance(added, bytes) else added
         if name != agent_name(incarnation):
             with contextlib.suppress(TransferFailed), self._mapped_errors("remove a peer"):
                 self._agent.remove_remote_agent(name)
@@ -165,6 +177,10 @@ class _NixlErrors:
         found = [value for name, value in vars(bindings).items() if name.startswith("nixl") and name.endswith("Error")]
         self.all: tuple[type[Exception], ...] = (*found, RuntimeError, ValueError)
         self.disconnected: type[Exception] = bindings.nixlRemoteDisconnectError
+
+
+def _metadata_digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=METADATA_DIGEST_BYTES).digest()
 
 
 def _load_nixl(config: TransferConfig) -> tuple[Any, _NixlErrors]:

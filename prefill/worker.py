@@ -11,12 +11,14 @@ import logging
 
 from engine.engine import Engine
 from engine.loop import EngineLoop
+from engine.sequence import SequenceUpdate
 from kvtransfer.sender import Sender
 from prefill.config import PrefillConfig
 from prefill.jobs import Jobs
 from prefill.service import PrefillService
 from protocol import cluster_pb2, cluster_pb2_grpc
 from telemetry.metrics import Metrics
+from worker.health import Health
 from worker.hold import Hold
 from worker.node import WorkerNode
 from worker.router_link import RouterLink
@@ -38,6 +40,8 @@ class PrefillWorker:
         self._engine_loop: EngineLoop | None = None
         self._sender: Sender | None = None
         self._jobs: Jobs | None = None
+        self._health: Health | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Loads the model, listens, and starts to dial the routers. Returns the gRPC address."""
@@ -50,9 +54,17 @@ class PrefillWorker:
         hold = Hold(spec.link.hold_folder, spec.name)
         jobs = self._jobs = Jobs(engine, self._sender, node.peer, self._config, spec.tracing, hold)
         engine.on_layer = jobs.on_layer
-        self._engine_loop = EngineLoop(engine, publish=jobs.on_computed)
-        jobs.attach(self._engine_loop)
-        self._engine_loop.start()
+
+        def publish(updates: list[SequenceUpdate]) -> None:
+            jobs.on_computed(updates)
+            health.on_updates(updates)
+
+        engine_loop = self._engine_loop = EngineLoop(engine, publish=publish)
+        sender = self._sender
+        health = self._health = Health(engine, engine_loop.submit, lambda: sender.proofs, spec.health, self._metrics)
+        jobs.attach(engine_loop)
+        engine_loop.start()
+        self._watching = asyncio.create_task(health.run(), name="health")
         cluster_pb2_grpc.add_PrefillServiceServicer_to_server(PrefillService(jobs), node.server.server)
         address = await node.listen()
         node.dial_routers(NoOrders(), jobs.describe_load)
@@ -60,8 +72,13 @@ class PrefillWorker:
         return address
 
     @property
-    def is_healthy(self) -> bool:
-        return self._engine_loop is not None and self._engine_loop.is_healthy
+    def why_not_healthy(self) -> str | None:
+        """Why only a new process helps; None: it goes on."""
+        if self._engine_loop is None or self._health is None:
+            return "the worker is starting"
+        if not self._engine_loop.is_healthy:
+            return "the engine has stopped, or its steps keep failing"
+        return self._health.why_not
 
     @property
     def has_joined(self) -> bool:
@@ -75,6 +92,8 @@ class PrefillWorker:
 
     async def stop(self, timeout_s: float) -> None:
         """Open calls are cut; nothing is written any more when it returns."""
+        if self._watching is not None:
+            self._watching.cancel()
         if self._node is not None:
             await self._node.stop(grace_s=min(1.0, timeout_s))
         if self._engine_loop is not None:

@@ -19,7 +19,7 @@ from protocol.tls import PeerTlsFiles
 from router.config import RouterConfig
 from serving.model_folder import embedded_folder
 from telemetry.config import TracingConfig
-from worker.config import LinkConfig
+from worker.config import HealthConfig, LinkConfig
 
 BYTES = TypeAdapter(ByteSize)
 
@@ -85,6 +85,12 @@ class ClusterConfig(BaseModel):
         description="Deaths of one process within a minute at which the launcher gives up: what dies so often will go on dying. "
         "Higher where processes are killed on purpose.",
     )
+    silence_timeout_s: float = Field(
+        20.0,
+        gt=0,
+        description="Seconds without a good answer to a health check after which the local launcher kills a process and starts "
+        "another: it stands still, or says that it cannot go on. Longer than a busy machine keeps a process waiting.",
+    )
     log_level: str = Field(
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Of every process: DEBUG, INFO, WARNING or ERROR."
     )
@@ -105,6 +111,7 @@ class ServalConfig(BaseModel):
     decode: DecodeConfig = DecodeConfig()
     transfer: TransferConfig = TransferConfig()
     link: LinkConfig = LinkConfig()
+    health: HealthConfig = HealthConfig()
     tracing: TracingConfig = TracingConfig()
 
     def to_yaml(self) -> str:

@@ -18,6 +18,7 @@ from serving.membership import wait_until_joined
 from serving.ports import ROUTER_PORTS, require_free
 from serving.roles import Member, members, metrics_port
 from serving.status import Ready
+from serving.watchdog import until_silent
 
 BACKOFF_FIRST_S = 0.5
 """Also after an orderly end, which is no death: somebody has asked that process alone to stop, so that another takes its place."""
@@ -118,7 +119,8 @@ class Launcher:
             if self._stopping.is_set():  # decided while the process was being made
                 slot.child.terminate()
             with contextlib.suppress(StartFailed):
-                self._on_ready(slot, await asyncio.shield(slot.child.ready))
+                self._on_ready(slot, ready := await asyncio.shield(slot.child.ready))
+                await self._watch(slot.child, ready)
             await asyncio.shield(slot.child.exited)
             self._display.finish(name)
             if self._stopping.is_set():
@@ -128,6 +130,20 @@ class Launcher:
             pause_s = slot.next_pause_s(time.monotonic()) if slot.child.exited.result() else BACKOFF_FIRST_S
             self._display.line(f"{name} {slot.child.describe_exit()}; starting it again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
+
+    async def _watch(self, child: Child, ready: Ready) -> None:
+        """Until the process has ended. One that stands still is ended: SIGTERM would find nobody."""
+        is_router = child.member.role == "router"
+        url = front_url(self._config, ready.metrics) if is_router else f"http://{ready.metrics}"
+        trust = trust_own(self._config) if is_router else False
+        silent = asyncio.create_task(until_silent(f"{url}/health", self._config.cluster.silence_timeout_s, trust))
+        try:
+            await asyncio.wait({silent, child.exited}, return_when=asyncio.FIRST_COMPLETED)
+            if silent.done() and not self._stopping.is_set():
+                self._display.line(f"{child.member.name} is killed: {silent.result()}")
+                child.kill()
+        finally:
+            silent.cancel()
 
     def _on_ready(self, slot: Slot, ready: Ready) -> None:
         self._display.finish(slot.member.name)

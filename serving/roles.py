@@ -151,6 +151,7 @@ class _WorkerServer:
             engine=config.engine,
             transfer=config.transfer,
             link=config.link,
+            health=config.health,
             port=worker_port(config, member),
             metrics_address=self._endpoint.address,
             tls=TlsIdentity(tls.of_role(member.role), "cluster.tls") if (tls := config.cluster.tls) else None,
@@ -175,8 +176,8 @@ class _WorkerServer:
         await asyncio.to_thread(self._tracing.close)
 
     async def check_health(self) -> None:
-        if not self._worker.is_healthy:
-            raise Unavailable("the engine has stopped, or its steps keep failing")
+        if (reason := self._worker.why_not_healthy) is not None:
+            raise Unavailable(reason)
         self._seen_healthy = time.monotonic()
 
     def why_not_healthy(self) -> str | None:

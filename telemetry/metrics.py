@@ -185,6 +185,11 @@ class Metrics:
         self.local_prefill_max_tokens = self._gauge(
             "local_prefill_max_tokens", "Longest uncached rest of a prompt that decode computes by itself, as learned"
         )
+        self.health_checks = self._counter(
+            "health_checks",
+            "Looks at whether the engine and the transport make progress: steps made for it, writes seen, and failures",
+            ["check", "result"],
+        )
         self.loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop runs", TRANSFER_BUCKETS)
 
         # ---- security

@@ -37,3 +37,27 @@ class LinkConfig(BaseModel):
         description="Test fault: a folder in which a test says where requests are to be held, and is told which are "
         "(worker/hold.py). None (always, outside tests): nowhere.",
     )
+
+
+class HealthConfig(BaseModel):
+    """How a worker finds out that it makes no progress (worker/health.py)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    period_s: float = Field(
+        10.0, gt=0, description="Seconds without an engine step after which an idle engine is given one of one token."
+    )
+    step_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds, beyond that, in which an engine that has work must make a step. Above the longest there is.",
+    )
+    blocked_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="The same while all that it has waits for KV blocks, which others may hold as long as their prompts take: "
+        "above decode.first_token_timeout_s and decode.transfer_timeout_s together.",
+    )
+    transfer_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds in which a write must arrive, if only one to itself (transfer.self_check_s)."
+    )

@@ -1,14 +1,14 @@
 """What a worker process is told at its start."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config import EngineConfig
 from kvtransfer.config import TransferConfig
 from protocol.tls import TlsIdentity
 from telemetry.tracing import OFF, Tracing
-from worker.config import LinkConfig
+from worker.config import HealthConfig, LinkConfig
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, total) while a model loads."""
@@ -33,6 +33,7 @@ class WorkerSpec:
     transfer: TransferConfig
     link: LinkConfig
     port: int = 0
+    health: HealthConfig = field(default_factory=HealthConfig)
     metrics_address: str = ""
     tls: TlsIdentity | None = None
     tracing: Tracing = OFF

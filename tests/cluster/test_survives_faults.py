@@ -207,6 +207,25 @@ class TestStalledWorker:
         assert await cluster.workers("prefill") == [prefill], "it is the same process"
         await assert_works_again(cluster, tiny_reference, seed=15)
 
+    @pytest.mark.long
+    async def test_for_good_it_is_replaced(
+        self, clusters: Clusters, two_decode_spec: ClusterSpec, tiny_reference: Reference
+    ) -> None:
+        """Nobody wakes it: its answers go on elsewhere, and the launcher starts another in its place."""
+        cluster = clusters.start(two_decode_spec.with_settings(cluster__silence_timeout_s=4))
+        try:
+            async with Load(cluster, seed=16) as load:
+                await load.begun(4)
+                (stopped,) = [worker for worker in await cluster.workers() if worker.name == "decode-1"]
+                os.kill(stopped.pid, signal.SIGSTOP)
+                await load.ended()
+            assert load.failed == []
+            load.assert_right(tiny_reference)
+            await until(lambda: cluster.all_joined(without=stopped.incarnation), "another took its place", RESTART_TIMEOUT_S)
+            await assert_works_again(cluster, tiny_reference, seed=17)
+        finally:
+            await asyncio.to_thread(cluster.stop)
+
 
 class TestKilledRouter:
     async def test_under_load(self, clusters: Clusters, tiny_spec: ClusterSpec, tiny_reference: Reference) -> None:

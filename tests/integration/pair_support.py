@@ -19,7 +19,7 @@ from prefill.worker import PrefillWorker
 from protocol import cluster_pb2, cluster_pb2_grpc
 from protocol.sampling import SamplingParams
 from telemetry.metrics import Metrics
-from worker.config import LinkConfig
+from worker.config import HealthConfig, LinkConfig
 from worker.spec import WorkerSpec
 
 WAIT_S = 20.0
@@ -124,7 +124,12 @@ class Pair:
 
 @contextlib.asynccontextmanager
 async def running_pair(
-    model_dir: Path, *, engine: dict[str, Any] | None = None, decode: dict[str, Any] | None = None
+    model_dir: Path,
+    *,
+    engine: dict[str, Any] | None = None,
+    decode: dict[str, Any] | None = None,
+    transfer: dict[str, Any] | None = None,
+    health: HealthConfig | None = None,
 ) -> AsyncIterator[Pair]:
     router = TestRouter()
     server = grpc.aio.server()
@@ -141,8 +146,9 @@ async def running_pair(
             model="tiny",
             model_dir=model_dir,
             engine=EngineConfig(**settings | (engine or {})),
-            transfer=TransferConfig(landing_bytes=8 << 20),
+            transfer=TransferConfig(**{"landing_bytes": 8 << 20} | (transfer or {})),
             link=LinkConfig(),
+            health=health or HealthConfig(),
         )
 
     prefill_metrics, decode_metrics = Metrics("prefill", "prefill-0"), Metrics("decode", "decode-0")

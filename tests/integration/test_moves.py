@@ -10,7 +10,7 @@ from protocol.sampling import SamplingParams
 
 pytestmark = pytest.mark.cluster
 
-LONG = SamplingParams(temperature=0.9, seed=3, max_tokens=900, ignore_eos=True, presence_penalty=0.4)
+LONG = SamplingParams(temperature=0.9, seed=3, max_tokens=300, ignore_eos=True, presence_penalty=0.4)
 PROMPTS = [[(7 * index + step) % 256 for step in range(40)] for index in range(3)]
 
 

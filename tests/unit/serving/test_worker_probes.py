@@ -17,7 +17,7 @@ from worker.spec import WorkerSpec, silent
 class Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
-        self.is_healthy = True
+        self.why_not_healthy: str | None = None
         self.has_joined = False
 
     async def start(self) -> str:
@@ -61,8 +61,8 @@ async def test_from_start_to_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert reason.startswith("not seen healthy for ")
         await server.check_health()
         assert probe(at, "/health") == (200, "ok")
-        made[0].is_healthy = False
-        with pytest.raises(Unavailable):
+        made[0].why_not_healthy = "the engine has work and makes no step"
+        with pytest.raises(Unavailable, match="makes no step"):
             await server.check_health()
 
         await server.drain(1.0)
