@@ -68,8 +68,8 @@ def grammar_of(structure: str) -> str:
 
 def plain_ask(draw: Random, number: int) -> ChaosAsk:
     """Greedy or seeded, of mixed lengths, to its last token."""
-    prompt = tuple(draw.randrange(256) for _ in range(draw.choice((20, 60, 150, 300, 700))))
-    params = SamplingParams(temperature=0.0, max_tokens=draw.randint(30, 300), ignore_eos=True)
+    prompt = tuple(draw.randrange(256) for _ in range(draw.choice((20, 60, 150, 400))))
+    params = SamplingParams(temperature=0.0, max_tokens=draw.randint(20, 150), ignore_eos=True)
     if draw.random() < 0.5:
         params = replace(params, temperature=0.8, top_p=0.95, seed=draw.randrange(2**40))
     return ChaosAsk(number, prompt, params)
@@ -78,8 +78,8 @@ def plain_ask(draw: Random, number: int) -> ChaosAsk:
 def mixed_ask(draw: Random, number: int, prefixes: Sequence[tuple[int, ...]]) -> ChaosAsk:
     """Of every kind: half begin as others do, some are cut, some are held to a grammar, some ask for several answers."""
     head = draw.choice(prefixes) if draw.random() < 0.5 else ()
-    prompt = head + tuple(draw.randrange(256) for _ in range(draw.choice((1, 17, 50, 120, 400, 900))))
-    params = SamplingParams(temperature=0.0, max_tokens=draw.choice((1, 2, 10, 40, 120, 250)), ignore_eos=draw.random() < 0.7)
+    prompt = head + tuple(draw.randrange(256) for _ in range(draw.choice((1, 17, 50, 120, 300))))
+    params = SamplingParams(temperature=0.0, max_tokens=draw.choice((1, 2, 8, 20, 60)), ignore_eos=draw.random() < 0.7)
     kind = draw.random()
     if kind < 0.35:
         params = replace(params, temperature=draw.choice((0.5, 1.0)), top_p=draw.choice((0.9, 1.0)), seed=draw.randrange(2**40))
@@ -90,12 +90,12 @@ def mixed_ask(draw: Random, number: int, prefixes: Sequence[tuple[int, ...]]) ->
     ask = ChaosAsk(number, prompt, params)
     if draw.random() < 0.12:
         structure = draw.choice(("json_schema", "regex"))
-        params = replace(params, grammar=grammar_of(structure), ignore_eos=False, max_tokens=max(40, params.max_tokens))
+        params = replace(params, grammar=grammar_of(structure), ignore_eos=False, max_tokens=max(30, params.max_tokens))
         ask = replace(ask, params=params, structure=structure)
     if draw.random() < 0.1:
         ask = replace(ask, answers=draw.choice((2, 3)))
     if draw.random() < 0.1:
-        ask = replace(ask, cancel_after=draw.choice((0, 1, 5, 30)))
+        ask = replace(ask, cancel_after=draw.choice((0, 1, 5, 15)))
     return ask
 
 

@@ -243,7 +243,7 @@ def _spread(samples: list[float]) -> dict[str, float] | None:
 def run(plan: Plan, out: Path) -> int:
     machine = Machine.here()
     out.mkdir(parents=True, exist_ok=True)
-    model = write_tiny_llama(out / "model")
+    model = write_tiny_llama(out / "model", layers=2)
     draw = Random(f"{plan.seed} asks")
     asks = [plain_ask(draw, number) for number in range(DIFFERENT_ASKS)]
     config = EngineConfig(dtype="float32", threads=1, kv_memory_bytes=256 << 20, prefix_cache=False)
