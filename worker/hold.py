@@ -17,7 +17,7 @@ from typing import Any
 LONGEST_HOLD_S = 60.0
 """A test that dies lets go too."""
 LOOK_PERIOD_S = 0.01
-SLOW_STEP_S = 0.2
+SLOW_STEP_S = 0.3
 """Between two steps while `Point.DECODING` is held: the answers go on, token by token, and none ends soon."""
 
 Facts = Callable[[], dict[str, Any]]

@@ -1,9 +1,10 @@
-"""What undisturbed answers are: one engine without transfer, in a thread of its own, beside the cluster."""
+"""What undisturbed answers are: one engine without transfer, in a process of its own, so that the clients' clocks do not wait for it."""
 
 import asyncio
 import functools
+import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from cluster_clients import Answer, Ask
@@ -15,16 +16,30 @@ from tokenizers import Tokenizer
 HALF_A_CHARACTER = "\ufffd"
 
 
+@functools.cache
+def _reference(model: Path) -> Reference:
+    """In the other process, once."""
+    return Reference(model)
+
+
+def _answers(model: Path, asks: Sequence[Ask]) -> list[Wanted]:
+    return _reference(model).answers(asks)
+
+
+def _compare(model: Path, ask: Ask, answer: Answer, wanted: Wanted) -> None:
+    _reference(model).assert_same([ask], [answer], [wanted])
+
+
 class Expected:
     """Shared by all clusters of a run."""
 
     def __init__(self, model: Path) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reference")
-        self._reference = self._thread.submit(Reference, model).result()
+        self._model = model
+        self._process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
 
     async def of(self, asks: Sequence[Ask]) -> list[Wanted]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._reference.answers, asks)
+        return await asyncio.get_running_loop().run_in_executor(self._process, _answers, self._model, asks)
 
     async def differences(self, client: Client, wanted: Wanted) -> list[str]:
         """What a client got that is not the undisturbed answer, or not a beginning of it where it was told of an error."""
@@ -36,13 +51,15 @@ class Expected:
         if client.finish is None:
             is_right = wanted.token_ids[: len(client.token_ids)] == client.token_ids
             return [] if is_right else [f"its tokens differ: {client.token_ids} for {wanted.token_ids}"]
-        answer = Answer(client.token_ids, [], client.finish)
+        if client.token_ids == wanted.token_ids:
+            return []
+        answer = Answer(client.token_ids, [], client.finish)  # two logits may be as good as equal
+        loop = asyncio.get_running_loop()
         try:
-            compare = functools.partial(self._reference.assert_same, [client.ask], [answer], [wanted])
-            await asyncio.get_running_loop().run_in_executor(self._thread, compare)
+            await loop.run_in_executor(self._process, _compare, self._model, client.ask, answer, wanted)
         except AssertionError as error:
             return [f"its answer differs: {error}"]
         return []
 
     def close(self) -> None:
-        self._thread.shutdown()
+        self._process.shutdown()

@@ -14,7 +14,7 @@ from matrix_places import Place
 
 from serving.status import Failed, Ready, parse
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 180.0
 LOOK_PERIOD_S = 0.02
 
 Role = Literal["router", "prefill", "decode"]

@@ -45,6 +45,7 @@ class CellReport:
             "recover_s": _spread([second for trial in self.trials for second in trial.recover_s]),
             "whole_s": _spread([trial.whole_s for trial in self.trials if trial.whole_s is not None]),
             "balanced_s": _spread([trial.balanced_s for trial in self.trials if trial.balanced_s is not None]),
+            "late_s": max((trial.late_s for trial in self.trials), default=0.0),
             "leaked": [leak for trial in self.trials for leak in trial.leaked],
             "wrong": self.wrong,
         }

@@ -29,7 +29,9 @@ END_TIMEOUT_S = 120.0
 BALANCE_TIMEOUT_S = 30.0
 LOOK_PERIOD_S = 0.02
 
-ANSWER_TOKENS = 48
+ANSWER_TOKENS = 64
+AFTER = 4
+AFTER_TOKENS = 8
 FILLER_TOKENS = 96
 """Enough to last while others wait behind them, at one token per slow step."""
 
@@ -63,12 +65,15 @@ class Trial:
     leaked: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    late_s: float = 0.0
+    """At most so late were the clients' own clocks."""
 
 
 async def run_trial(cell: Cell, repeat: int, cluster: MatrixCluster, expected: Expected) -> Trial:
     """Leaves the cluster whole and balanced, or says in `wrong` that it is not."""
     run = _Run(Trial(cell, repeat), cluster, expected)
     began = time.monotonic()
+    clock = asyncio.create_task(_watch_clock(run.trial), name="clock")
     try:
         await run.run()
     except NotReached as error:
@@ -77,6 +82,7 @@ async def run_trial(cell: Cell, repeat: int, cluster: MatrixCluster, expected: E
         run.trial.wrong.append(f"{type(error).__name__}: {error}")
     finally:
         await run.clean_up()
+        clock.cancel()
         run.trial.seconds = round(time.monotonic() - began, 2)
     return run.trial
 
@@ -93,6 +99,7 @@ class _Run:
         self._fillers: list[Client] = []
         self._again: dict[Client, Client] = {}
         self._hits: list[Client] = []
+        self._after: list[Client] = []
         self._counted: dict[str, tuple[int, dict[str, int]]] = {}
         """By router: its process, and the requests that it had ended before."""
         self._names: dict[str, str] = {}
@@ -263,9 +270,21 @@ class _Run:
             cluster.replace(name)
         await cluster.until_whole()
         self.trial.whole_s = round(time.monotonic() - hit_at, 3)
+        await self._works_again()
         self.trial.leaked = await cluster.until_balanced(BALANCE_TIMEOUT_S)
         if not self.trial.leaked:
             self.trial.balanced_s = round(time.monotonic() - hit_at, 3)
+
+    async def _works_again(self) -> None:
+        """New requests by both routers are answered. What a fault has left in a connection shows now, not in the next trial."""
+        self._after = [self._ask(ROUTERS[number % 2], 0, AFTER_TOKENS) for number in range(AFTER)]
+        async with asyncio.timeout(END_TIMEOUT_S):
+            await asyncio.wait({client.done for client in self._after})
+        wanted = await self._expected.of([client.ask for client in self._after])
+        for client, answer in zip(self._after, wanted, strict=True):
+            if client.finish is None:
+                self.trial.wrong.append(f"asked afterwards: {client.error}")
+            self.trial.wrong += [f"asked afterwards: {wrong}" for wrong in await self._expected.differences(client, answer)]
 
     async def _judge(self, hit_at: float) -> None:
         trial = self.trial
@@ -296,7 +315,7 @@ class _Run:
         for router, (pid, before) in self._counted.items():
             if self._cluster.processes[router].pid != pid:
                 continue
-            everybody = [*self._clients, *self._fillers, *self._again.values()]
+            everybody = [*self._clients, *self._fillers, *self._again.values(), *self._after]
             asked = sum(client.front.router == router for client in everybody)
             after = await self._cluster.outcomes(router)
             ended = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
@@ -307,11 +326,18 @@ class _Run:
 
     async def clean_up(self) -> None:
         self._cluster.let_go()
-        clients = [*self._clients, *self._fillers, *self._again.values()]
+        clients = [*self._clients, *self._fillers, *self._again.values(), *self._after]
         for client in clients:
             client.done.cancel()
         if clients:
             await asyncio.wait({client.done for client in clients})
+
+
+async def _watch_clock(trial: Trial) -> None:
+    while True:
+        due = time.monotonic() + LOOK_PERIOD_S
+        await asyncio.sleep(LOOK_PERIOD_S)
+        trial.late_s = round(max(trial.late_s, time.monotonic() - due), 3)
 
 
 def _outcome(client: Client) -> str:
