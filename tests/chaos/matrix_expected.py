@@ -1,4 +1,4 @@
-"""What undisturbed answers are: one engine without transfer, in a process of its own, so that the clients' clocks do not wait for it."""
+"""What undisturbed answers are: one engine without transfer, in a process of its own: the clients' clocks do not wait for it."""
 
 import asyncio
 import functools
