@@ -86,7 +86,7 @@ def diff(
     made = deployment(config, overlay, namespace, setting, flavour, image)
     with _told():
         there = target(made, kubeconfig, context, request_timeout)
-        if there.api.get("v1", "Namespace", there.api.namespace) is None:
+        if not there.has_namespace():
             require_kinds(there.api, objects(made))
             changes = [Change("create", None, one, one) for one in in_order(objects(made))]
         else:
@@ -123,7 +123,7 @@ def apply(
     with _told(), View() as view:
         there = target(made, kubeconfig, context, request_timeout)
         require_kinds(there.api, in_order(objects(made)))
-        if there.api.get("v1", "Namespace", there.api.namespace) is None:
+        if not there.has_namespace():
             if not create_namespace:
                 raise Missing(f"namespace {there.api.namespace} is not there: --create-namespace makes it")
             there.api.apply(namespace_of(made))

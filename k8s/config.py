@@ -166,6 +166,13 @@ class SloConfig(Settings):
     goal: float = Field(
         0.99, gt=0, lt=1, description="Share of requests that are answered, and whose first token comes in time, over 30 days."
     )
+    window_scale: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Factor of all windows and waits of the rules about objectives. 1 for a service. Less to rehearse them: at "
+        "1/60 an alert that takes an hour comes within a minute, if Prometheus scrapes every second.",
+    )
     runbooks_url: str = Field(
         "docs/runbooks", min_length=1, description="Where alerts send people: the folder of the runbooks."
     )

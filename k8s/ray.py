@@ -79,6 +79,7 @@ def _group(deployment: Deployment, role: Role) -> dict[str, Any]:
         "resources": resources(deployment, role),
         "securityContext": security(deployment, role),
         "volumeMounts": mounts(deployment, role),
+        "lifecycle": {"preStop": {"exec": {"command": _drain(deployment, role)}}},
         **_raylet_probes(pool),
     }
     if role == "router":  # clients must not be sent to a pod whose replica is not there yet
@@ -91,6 +92,12 @@ def _group(deployment: Deployment, role: Role) -> dict[str, Any]:
         "rayStartParams": {"resources": json.dumps(json.dumps({role: 1}))},
         "template": {"metadata": metadata(deployment, role), "spec": spec(deployment, role, main)},
     }
+
+
+def _drain(deployment: Deployment, role: Role) -> list[str]:
+    """What a pod runs before it is ended: SIGTERM goes to Ray, which knows nothing of drains."""
+    wait_s = deployment.kubernetes.deregister_s if role == "router" else 0
+    return ["python", "-m", "serving.pod_drain", *([f"--wait-s={wait_s}"] if wait_s else [])]
 
 
 def _head(deployment: Deployment) -> dict[str, Any]:

@@ -20,6 +20,8 @@ BURNS = (("fast", 14.4, "1h", "5m", "critical"), ("slow", 6.0, "6h", "30m", "war
 """(name, how many times faster than allowed, long window, short window, severity): 14.4 spends 2% of a 30 days' budget in an hour,
 6 spends 5% in six hours. Both windows must burn: the long one so that it matters, the short one so that it ends when it is over."""
 
+_MILLISECONDS = {"s": 1000, "m": 60_000, "h": 3_600_000}
+
 Rule = dict[str, Any]
 
 
@@ -39,7 +41,7 @@ FIRST_TOKENS = Budget("serval:late_first_tokens:share", "ServalFirstTokenBudgetB
 def groups(slo: SloConfig) -> list[dict[str, Any]]:
     """A PrometheusRule's."""
     return [
-        {"name": "serval-recorded", "interval": "15s", "rules": _recorded(slo)},
+        {"name": "serval-recorded", "interval": _scaled("15s", slo), "rules": _recorded(slo)},
         {"name": "serval-objectives", "rules": [*_burns(slo, ERRORS), *_burns(slo, FIRST_TOKENS)]},
         {"name": "serval-health", "rules": _health(slo)},
     ]
@@ -49,7 +51,7 @@ def _recorded(slo: SloConfig) -> list[Rule]:
     rules = []
     ours = "|".join(OURS)
     for window in WINDOWS:
-        over = Queries(window)
+        over = Queries(_scaled(window, slo))
         failed = f"(({or_zero(over.rate('requests', outcome=ours))}) + ({or_zero(over.rate('rejections', reason=ours))}))"
         fine = over.rate("requests", outcome=f"{Outcome.STOP}|{Outcome.LENGTH}")
         rules.append(_record(f"{ERRORS.record}{window}", f"{failed} / ({failed} + ({or_zero(fine)}) > 0)"))
@@ -73,7 +75,7 @@ def _burns(slo: SloConfig, budget: Budget) -> list[Rule]:
                 slo,
                 budget.alert,
                 f"{budget.record}{long} > {limit} and {budget.record}{short} > {limit}",
-                "1m",
+                _scaled("1m", slo),
                 severity,
                 f"{budget.says}: the {name} burn of the error budget, {factor:g} times what {slo.goal:.2%} allows",
                 burn=name,
@@ -155,6 +157,14 @@ def _health(slo: SloConfig) -> list[Rule]:
             "a changed keys file is wrong, and the one before stays in use",
         ),
     ]
+
+
+def _scaled(duration: str, slo: SloConfig) -> str:
+    """`5m` and the like, as long as a rehearsal wants it; the names of recorded series keep the true one."""
+    if slo.window_scale == 1:
+        return duration
+    milliseconds = int(duration[:-1]) * _MILLISECONDS[duration[-1]]
+    return f"{round(milliseconds * slo.window_scale)}ms"
 
 
 def _record(name: str, expression: str) -> Rule:

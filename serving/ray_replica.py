@@ -10,6 +10,7 @@ from typing import Any
 import ray.util
 from ray import serve
 
+from serving import pod_drain
 from serving.config import ServalConfig
 from serving.roles import Member, Role, build
 from telemetry import logs
@@ -34,6 +35,8 @@ class Replica:
         logs.configure(member.name, self._config.cluster.log_level)
         self._server = build(member, self._config, routers or router_addresses(self._config), silent)
         await self._server.start()
+        if routers:  # in a pod of its own, which Kubernetes may end
+            self._door = await pod_drain.answer_at(pod_drain.DOOR, self.drain)
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises, or does not answer in time: then the loop itself hangs."""

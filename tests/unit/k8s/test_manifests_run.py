@@ -84,6 +84,11 @@ def test_a_pod_has_time_to_drain(overlay: str | None, flavour: str) -> None:
         sleep_s = spec["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         if role != "head":
             assert spec["terminationGracePeriodSeconds"] > sleep_s + cluster.drain_timeout_s + cluster.stop_timeout_s
+        if role != "head" and flavour == "rayservice":
+            command = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+            assert command[:3] == ["python", "-m", "serving.pod_drain"]
+            waits = [f"--wait-s={made.kubernetes.deregister_s}"] if role == "router" else []
+            assert command[3:] == waits
     if flavour == "plain":
         assert sum("lifecycle" in one["spec"]["containers"][0] for one in pods(objects(made)).values()) == 1
 
