@@ -65,6 +65,19 @@ class EngineConfig(BaseModel):
         "the next waits for it on the device, and what the host does between them costs nothing; answers that end meanwhile are "
         "computed one step too far, which is cut. Without effect where guesses make the next step's length unknown (speculation).",
     )
+    cuda_graphs: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: on a GPU decode steps are captured as CUDA graphs at start, one for each batch size, and replayed: target, "
+        "drawing, verification and the draft head without the host between their kernels. Steps that a graph cannot hold (prompts, "
+        "grammars, penalties, log-probabilities) are launched operation by operation, as all are with off, and on a CPU.",
+    )
+    cuda_graph_sizes: tuple[int, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Numbers of sequences for which decode steps are captured; a batch takes the next larger one, and larger batches "
+        "none. Each size is three graphs, or six where tokens are guessed, of some MiB. None: 1, 2, 4 … max_sequences, so that at "
+        "most half of a batch is filled up.",
+    )
     max_model_len: int | None = Field(
         default=None, ge=2, description="Longest prompt plus answer, in tokens. None: what the model was trained for."
     )
@@ -82,8 +95,48 @@ class EngineConfig(BaseModel):
         "in every step by what they have been worth lately, so more cost little where they do not help.",
     )
 
+    tensor_parallel_size: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that share one model, each with a GPU of its own: attention heads, MLPs, experts and vocabulary are "
+        "split over them. 1: the worker alone. A worker starts the others itself and takes so many GPUs. Prefill and decode need not "
+        "agree.",
+    )
+    local_followers: int | None = Field(
+        default=None,
+        ge=0,
+        description="Of these processes, how many the worker starts on its own host, beside itself. None: all. The others are "
+        "started on their hosts with `serval follow`.",
+    )
+    split_address: str = Field(
+        default="127.0.0.1:0",
+        pattern=r"^[^:\s]+:\d{1,5}$",
+        description="HOST:PORT where the worker waits for those processes; port 0 is any free one. Other hosts' need an address that "
+        "they reach, in a network that is trusted: what the processes tell each other is not encrypted.",
+    )
+    split_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds that these processes wait for each other within a step. What takes longer has failed: the worker ends "
+        "and is replaced. Far more than the longest chunk of a prompt takes.",
+    )
+    split_start_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Seconds until all of these processes must have connected, and again until they must have read their weights.",
+    )
+
+    @property
+    def own_followers(self) -> int:
+        """Processes that the worker starts beside itself."""
+        others = self.tensor_parallel_size - 1
+        return others if self.local_followers is None else min(self.local_followers, others)
+
     @model_validator(mode="after")
     def _batch_holds_every_decode(self) -> "EngineConfig":
         if self.max_batch_tokens < self.max_sequences:
             raise ValueError("max_batch_tokens must be at least max_sequences: each running sequence needs one token per step")
+        if self.cuda_graph_sizes is not None and not all(1 <= size <= self.max_sequences for size in self.cuda_graph_sizes):
+            raise ValueError("cuda_graph_sizes must be between 1 and max_sequences: no step has more sequences")
         return self

@@ -36,6 +36,8 @@ class KVCache:
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._claim = 0
         self._feed: CacheFeed | None = None
+        self.on_allocate: Callable[[list[int]], None] | None = None
+        """Called with blocks that are taken for writing, before anybody has them; by any thread, with the lock held."""
 
     # ---- questions
 
@@ -105,6 +107,8 @@ class KVCache:
             blocks = self._allocator.allocate(count, after)
             for block in blocks:
                 self._holders[block] = 1
+            if self.on_allocate is not None:
+                self.on_allocate(blocks)
             return blocks
 
     def claim(self, count: int) -> None:

@@ -45,8 +45,8 @@ class EngineLoop:
 
     @property
     def is_healthy(self) -> bool:
-        """The thread lives and steps do not keep failing."""
-        return self._thread.is_alive() and self._failures < FAILURES_UNTIL_UNHEALTHY
+        """The thread lives, steps do not keep failing, and nobody who shares the model is gone."""
+        return self._thread.is_alive() and self._failures < FAILURES_UNTIL_UNHEALTHY and self.engine.failure is None
 
     def submit(self, sequence: Sequence) -> None:
         """See Engine.submit. From any thread."""
@@ -61,6 +61,7 @@ class EngineLoop:
         self._closing = True
         self.engine.wakeup.set()
         self._thread.join(timeout_s)
+        self.engine.close()
         return not self._thread.is_alive()
 
     def _run(self) -> None:

@@ -7,13 +7,19 @@ from engine.models.config import ModelConfig
 from protocol.errors import ConfigError
 
 
-def choose_device(config: EngineConfig) -> torch.device:
-    """Raises ConfigError when a GPU is asked for and torch sees none."""
+def choose_device(config: EngineConfig, rank: int = 0) -> torch.device:
+    """`rank`: of the processes that share the model; on every host the first GPU is its lowest rank's. Raises ConfigError when a
+    GPU is asked for and torch sees none, or fewer than this host's ranks need."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for and torch finds no GPU")
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if config.tensor_parallel_size == 1:
+        return torch.device("cuda")
+    here, found = config.own_followers + 1, torch.cuda.device_count()
+    if rank < here and here > found:
+        raise ConfigError(f"engine.tensor_parallel_size: {here} processes on this host want a GPU each; torch finds {found}")
+    return torch.device("cuda", rank % found)
 
 
 def choose_dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> torch.dtype:

@@ -3,13 +3,23 @@
 All of them call the same things in the same order, each for the same tokens.
 """
 
+from typing import Any, Protocol
+
 import torch
 from torch import distributed
 
 from engine.linear import Product
 from engine.split.share import WHOLE, Share
 
-Group = distributed.ProcessGroup
+
+class Group(Protocol):
+    """What is used of torch's process groups."""
+
+    def allreduce(self, tensors: list[torch.Tensor]) -> Any: ...
+
+    def broadcast(self, tensors: list[torch.Tensor], options: Any) -> Any: ...
+
+    def _allgather_base(self, output: torch.Tensor, given: torch.Tensor) -> Any: ...
 
 
 class Ranks:
