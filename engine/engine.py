@@ -26,6 +26,8 @@ from engine.sampler import Sampler
 from engine.scheduler import Schedule, Scheduler
 from engine.sequence import Sequence, SequenceUpdate
 from engine.speculation.choice import make_speculation
+from engine.split.loading import load_split_model
+from engine.split.model import SplitModel
 from engine.step_metrics import StepMetrics
 from engine.steps_ahead import StepsAhead
 from engine.submission import check_submission
@@ -63,6 +65,9 @@ class Engine:
         self.max_model_len = max_model_len
         self.on_layer = on_layer
         self.kv_cache = KVCache(pool.num_blocks, pool.block_size, prefix_cache=config.prefix_cache, metrics=metrics)
+        self._split = model if isinstance(model, SplitModel) else None
+        if self._split is not None:
+            self._split.watch(self.kv_cache)
         self.wakeup = threading.Event()
         self.steps = 0
         """Forward passes whose results are known."""
@@ -99,10 +104,14 @@ class Engine:
         progress: Progress | None = None,
         on_layer: OnLayer | None = None,
     ) -> "Engine":
-        """Reads the model from a Hugging Face folder and takes the KV pool. Raises ConfigError, one line, when it cannot."""
+        """Reads the model from a Hugging Face folder and takes the KV pool. Raises ConfigError, one line, when it cannot.
+
+        With tensor_parallel_size it starts the processes that share the model: `close` ends them, and so does this one's end.
+        """
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        model, pool, max_model_len = load_model(folder, config, progress)
+        load = load_model if config.tensor_parallel_size == 1 else load_split_model
+        model, pool, max_model_len = load(folder, config, progress)
         shape = model.config
         grammars = Grammars(folder / "tokenizer.json", shape.vocab_size, shape.eos_token_ids, metrics, threads=config.threads)
         grammars.prepare()
@@ -111,6 +120,16 @@ class Engine:
     @property
     def model_config(self) -> ModelConfig:
         return self.model.config
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be computed here any more: a process that shared the model is gone. None: nothing is wrong."""
+        return None if self._split is None else self._split.failure
+
+    def close(self) -> None:
+        """Ends the processes that share the model. Nothing is computed any more."""
+        if self._split is not None:
+            self._split.close()
 
     @property
     def num_running(self) -> int:
