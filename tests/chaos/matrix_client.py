@@ -65,6 +65,8 @@ class Client:
             await asyncio.wait_for(self._over_http() if self.over_http else self._over_grpc(), ANSWER_TIMEOUT_S + 5)
         except TimeoutError:
             self.error = "silent: no end came within its deadline"
+        except Exception as error:
+            self.error = f"not to be understood: {error!r}"
         self.ended_at = time.monotonic()
         if self.finish is None and self.error is None:
             self.error = "silent: the stream stopped without a word"
