@@ -2,7 +2,7 @@
 #
 #   make run [ARGS="--decode 2"]     the cluster on this machine: one router, one prefill worker, one decode worker
 #   make test [ARGS="tests/unit"]    the whole test suite
-#   make test-long                  what `make test` leaves out: the comparisons, and faults under Ray (minutes)
+#   make test-long                  what `make test` leaves out: comparisons, faults under Ray, the slow clients (minutes)
 #   make schemathesis               thousands of generated HTTP requests against a running cluster (minutes)
 #   make structured                 500 generated JSON schemas, every answer held to its own (minutes)
 #   make check                       lint, format, types, import layers, generated stubs
@@ -50,7 +50,7 @@ else
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
-test-long: .venv/.ready-dev
+test-long: .venv/.ready-dev .venv/.ready-clients
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 schemathesis: .venv/.ready-dev

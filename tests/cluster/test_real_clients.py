@@ -155,6 +155,7 @@ class TestLiteLlm:
         assert "max_tokens" in said["refused"]
 
 
+@pytest.mark.long
 class TestLmEval:
     """EleutherAI's lm-eval, local-completions: one task that generates, one that compares log-likelihoods."""
 
@@ -177,6 +178,7 @@ class TestLmEval:
         assert results["serval_choose"]["acc,none"] == 1.0
 
 
+@pytest.mark.long
 class TestAiperf:
     """NVIDIA's aiperf, as a benchmark is run."""
 
