@@ -34,6 +34,11 @@ class DecodeConfig(BaseModel):
         description="Seconds to wait for a prefill worker to confirm that a lease is over; then the slot is quarantined.",
     )
     connect_timeout_s: float = Field(3.0, gt=0, description="Seconds to introduce ourselves to a prefill worker.")
+    fence_slots: bool = Field(
+        True,
+        description="A landing slot is used again after its prefill worker confirmed that it writes no more. False is for "
+        "measurement only (benchmarks.safety_cost): slots are used again at once, and late writes may land in another request's.",
+    )
     quarantine_check_s: float = Field(
         0.5, gt=0, description="Seconds between looks at whether a peer that holds a quarantined slot is provably gone."
     )

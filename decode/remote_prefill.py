@@ -74,6 +74,8 @@ class RemotePrefill:
         """Ends the lease: the slot becomes free, or is quarantined when the peer cannot confirm. Bounded by the abort timeout.
         Returns the seconds that the peer's engine spent on the prompt, as far as they are known."""
         busy_s = 0.0
+        if not self._config.fence_slots:
+            self._receiver.release(self._lease, quiesced=True)
         if self._is_complete:
             # Everything was written, so Sent is on its way; asking for an abort would only add a call.
             await _first_of(self._config.abort_timeout_s, self._sent, self._failed)
