@@ -27,6 +27,7 @@ import matrix_report
 from matrix_cells import LAYERS, Cell, Fault, cells
 from matrix_cluster import MatrixCluster
 from matrix_expected import Expected
+from matrix_nursery import Nursery
 from matrix_places import NotPermitted, Switch
 from matrix_report import CellReport
 from matrix_trial import Trial, run_trial
@@ -47,6 +48,7 @@ class Matrix:
     queues: dict[bool, deque[tuple[Cell, int]]]
     """Whether it needs namespaces → trials that nobody has begun."""
     scratch: Path
+    nursery: Nursery
     trials: list[Trial] = field(default_factory=list)
     not_run: dict[bool, str] = field(default_factory=dict)
     began_s: float = field(default_factory=time.monotonic)
@@ -89,7 +91,7 @@ class Matrix:
     async def _start(self, model: Path, switch: Switch | None) -> MatrixCluster | None:
         """None when it did not come up."""
         self._clusters += 1
-        cluster = MatrixCluster(model, self.scratch / f"cluster-{self._clusters}", switch)
+        cluster = MatrixCluster(self.nursery, model, self.scratch / f"cluster-{self._clusters}", switch)
         try:
             await cluster.start()
         except BaseException as error:
@@ -132,8 +134,8 @@ def main() -> int:
     queues = {needs: deque(one for one in trials if _needs_namespaces(one[0]) is needs) for needs in (False, True)}
     deadline_s = time.monotonic() + 60 * arguments.minutes
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with tempfile.TemporaryDirectory(prefix="serval-matrix-") as scratch:
-        matrix = Matrix(arguments.out, deadline_s, queues, Path(scratch), total=len(trials))
+    with tempfile.TemporaryDirectory(prefix="serval-matrix-") as scratch, Nursery() as nursery:
+        matrix = Matrix(arguments.out, deadline_s, queues, Path(scratch), nursery, total=len(trials))
         with _switch(matrix, bool(queues[True])) as switch, contextlib.suppress(KeyboardInterrupt):
             asyncio.run(matrix.run(arguments.beside, switch))
         reports = matrix.reports(wanted)

@@ -14,6 +14,7 @@ import httpx
 import yaml
 from cluster_samples import Samples
 from matrix_client import Front
+from matrix_nursery import Nursery
 from matrix_places import Place, Switch
 from matrix_process import LOOK_PERIOD_S, Post, Process
 
@@ -23,7 +24,7 @@ from worker.hold import Point
 MODEL = "tiny"
 WORKERS = ("prefill-0", "prefill-1", "decode-0", "decode-1")
 ROUTERS = ("router-0", "router-1")
-JOIN_TIMEOUT_S = 60.0
+JOIN_TIMEOUT_S = 120.0
 SCRAPE_TIMEOUT_S = 2.0
 DECODE_SEQUENCES = 4
 """Answers that a decode worker computes at once."""
@@ -50,6 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 class MatrixCluster:
     """`start` to `stop`. `folder` takes the configuration, the logs and what holds requests."""
 
+    nursery: Nursery
     model: Path
     folder: Path
     switch: Switch | None = None
@@ -88,7 +90,7 @@ class MatrixCluster:
         last = self.processes.get(name)
         assert last is None or not last.is_running, f"{name} is still running"
         self._starts += 1
-        process = Process.start(self._posts[name], self._config, self.folder / f"{self._starts:03d}-{name}.log")
+        process = Process.start(self.nursery, self._posts[name], self._config, self.folder / f"{self._starts:03d}-{name}.log")
         self.processes[name] = process
         return process
 

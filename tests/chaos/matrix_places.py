@@ -22,11 +22,11 @@ class NotPermitted(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where one process lives. `command` goes before its own; `device` is the network device that reaches the others."""
+    """Where one process lives. `namespace` is empty for ours; `device` is the network device that reaches the others."""
 
     host: str = "127.0.0.1"
     device: str = "lo"
-    command: tuple[str, ...] = ()
+    namespace: str = ""
     cable: str = ""
     """The switch's end of its cable; empty where there is none to pull."""
 
@@ -61,7 +61,7 @@ class Switch:
         number = len(self._places) + 1
         namespace, cable, host = _namespace(name), f"sv{os.getpid()}p{number}", f"{NETWORK}.{number}"
         _ip("netns", "add", namespace)
-        place = self._places[name] = Place(host, "eth0", ("ip", "netns", "exec", namespace), cable)
+        place = self._places[name] = Place(host, "eth0", namespace, cable)
         _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", namespace)
         _ip("link", "set", cable, "master", self._bridge, "up")
         _ip("-n", namespace, "addr", "add", f"{host}/24", "dev", "eth0")

@@ -1,15 +1,14 @@
-"""One process of the matrix's cluster, started as a container would start it."""
+"""One process of the matrix's cluster, with the arguments that a container gives it."""
 
-import os
+import contextlib
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import psutil
+from matrix_nursery import Nursery, Order
 from matrix_places import Place
 
 from serving.status import Failed, Ready, parse
@@ -31,56 +30,46 @@ class Post:
     settings: tuple[str, ...] = ()
     routers: tuple[str, ...] = ()
 
-    def command(self, config: Path) -> list[str]:
-        command = [*self.place.command, sys.executable, "-m", "serving.process", "--role", self.role]
-        command += ["--index", str(self.index), "--name", self.name, "--config", str(config), "--parent", str(os.getpid())]
+    def order(self, config: Path, log: Path, parent: int) -> Order:
+        arguments = ["--role", self.role, "--index", str(self.index), "--name", self.name]
+        arguments += ["--config", str(config), "--parent", str(parent)]
         for router in self.routers:
-            command += ["--router", router]
+            arguments += ["--router", router]
         for setting in self.settings:
-            command += ["--set", setting]
-        return command
+            arguments += ["--set", setting]
+        return Order(arguments, str(log), self.place.namespace)
 
 
 @dataclass(eq=False)
 class Process:
-    """Dies with us. `ready` is what it said once it served."""
+    """Dies with the nursery. `ready` is what it said once it served."""
 
     post: Post
-    popen: "subprocess.Popen[bytes]"
+    pid: int
     log: Path
     started_at: float = field(default_factory=time.monotonic)
     ready: Ready | None = None
 
+    def __post_init__(self) -> None:
+        self._seen = psutil.Process(self.pid)
+
     @classmethod
-    def start(cls, post: Post, config: Path, log: Path) -> "Process":
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        with log.open("wb") as stream:
-            popen = subprocess.Popen(
-                post.command(config),
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for us alone
-            )
-        return cls(post, popen, log)
+    def start(cls, nursery: Nursery, post: Post, config: Path, log: Path) -> "Process":
+        log.touch()
+        return cls(post, nursery.start(post.order(config, log, nursery.pid)), log)
 
     @property
     def name(self) -> str:
         return self.post.name
 
     @property
-    def pid(self) -> int:
-        return self.popen.pid
-
-    @property
     def is_running(self) -> bool:
-        return self.popen.poll() is None
+        return self._seen.is_running()
 
     @property
     def is_stopped(self) -> bool:
         """By SIGSTOP, as the kernel sees it."""
-        return self.is_running and psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+        return self.is_running and self._seen.status() == psutil.STATUS_STOPPED
 
     def look(self) -> bool:
         """Whether it is ready by now. Raises AssertionError when it never will be."""
@@ -101,13 +90,14 @@ class Process:
         return self.ready.metrics
 
     def signal(self, number: signal.Signals) -> None:
-        if self.is_running:
-            self.popen.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._seen.send_signal(number)
 
     def end(self) -> None:
         """At once, whatever state it is in."""
         self.signal(signal.SIGKILL)
-        self.popen.wait()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._seen.wait(START_TIMEOUT_S)
 
     def log_end(self, lines: int = 30) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

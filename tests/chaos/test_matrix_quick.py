@@ -7,6 +7,7 @@ import pytest
 from matrix_cells import LAYERS, Cell, Fault, State, Victim
 from matrix_cluster import MatrixCluster
 from matrix_expected import Expected
+from matrix_nursery import Nursery
 from matrix_trial import run_trial
 
 from engine.tiny import write_tiny_llama
@@ -22,12 +23,13 @@ QUICK = (
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[MatrixCluster]:
-    cluster = MatrixCluster(write_tiny_llama(tmp_path / "tiny", layers=LAYERS), tmp_path / "cluster")
-    try:
-        await cluster.start()
-        yield cluster
-    finally:
-        await cluster.stop()
+    with Nursery() as nursery:
+        cluster = MatrixCluster(nursery, write_tiny_llama(tmp_path / "tiny", layers=LAYERS), tmp_path / "cluster")
+        try:
+            await cluster.start()
+            yield cluster
+        finally:
+            await cluster.stop()
 
 
 async def test_a_process_killed_in_the_middle(cluster: MatrixCluster) -> None:
