@@ -9,6 +9,7 @@
 #   make proto                       generate the protobuf stubs again
 #   make model [ARGS=--tiny]         the protocol by which KV lands, explored state by state with Spin (minutes)
 #   make chaos [ARGS="matrix"]       faults of every kind on real processes; the reports go to chaos/ (an hour; each part is a target too)
+#   make swing                       load that swings between prompts and answers, on pools that scale under Ray (15 minutes)
 #   make bench [ARGS="--json out"]   measure a running cluster
 #   make clean                       remove .venv and every cache
 #
@@ -34,7 +35,7 @@ EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-long check proto bench schemathesis structured model chaos clean setup setup-dev
+.PHONY: run test test-long check proto bench swing schemathesis structured model chaos clean setup setup-dev
 
 run: .venv/.ready
 	@$(BIN)/serval up $(ARGS)
@@ -82,6 +83,9 @@ chaos-%: .venv/.ready-dev
 
 proto: .venv/.ready-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m protocol.generate
+
+swing: .venv/.ready-dev
+	SERVAL_SWING_PHASES=4 SERVAL_SWING_PHASE_S=150 $(BIN)/python -m pytest -s tests/cluster/test_scaling_swing.py $(ARGS)
 
 bench: .venv/.ready
 	@$(BIN)/serval bench $(ARGS)

@@ -26,9 +26,9 @@ class PoolBill:
     usd: float
     requests_usd: float
     idle_usd: float
-    """Time in which no worker's engine computed; where only the router was asked, all that requests do not account for."""
+    """Time in which no worker's engine computed."""
     unaccounted_usd: float
-    """Computed, and no request's yet: of open requests, and of those whose worker died before it said what they took."""
+    """Computed, and no request's yet: of open requests."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,18 @@ class Bill:
     """All of decode's dollars over answer tokens."""
     usd_by_tenant: Mapping[str, float]
     usd_by_reason: Mapping[str, float]
-    """Served, failed, and retried elsewhere."""
+    """Served, failed, retried elsewhere, and lost with a worker that died before it could tell for whom."""
     idle_usd: float
     usd: float
     unbalanced: float | None
-    """Of what the engines computed, the share that no request accounts for; None where only the router was asked."""
+    """Of what the engines computed, the share that no request accounts for; None where they computed nothing."""
 
 
 def make_bill(samples: Iterable[Sample]) -> Bill:
-    """Of one router's samples, with its workers' where they are to be had (their busy time tells idle from unaccounted). Of several
-    routers' each one counts all workers, so ask one."""
+    """Of one router's samples, or of all of several. Each router counts all workers, so of what it says of a pool the largest value
+    is taken; and each counts its own requests, so these are added up."""
     found = _Samples(samples)
     pools = {pool: _pool_bill(found, pool) for pool in POOLS}
-    has_workers = bool(found.by("serval_engine_busy_seconds_total", "role"))
     computed = sum(pool.requests_usd + pool.unaccounted_usd for pool in pools.values())
     unaccounted = sum(pool.unaccounted_usd for pool in pools.values())
     return Bill(
@@ -65,19 +64,15 @@ def make_bill(samples: Iterable[Sample]) -> Bill:
         usd_by_reason=found.by("serval_cost_dollars_total", "reason"),
         idle_usd=sum(pool.idle_usd for pool in pools.values()),
         usd=sum(pool.usd for pool in pools.values()),
-        unbalanced=unaccounted / computed if has_workers and computed else None,
+        unbalanced=unaccounted / computed if computed else None,
     )
 
 
 def _pool_bill(found: "_Samples", pool: str) -> PoolBill:
-    workers, hour_usd = found.sum("serval_workers", pool=pool), found.sum("serval_worker_hour_cost_dollars", pool=pool)
-    usd, requests_usd = (
-        found.sum("serval_pool_cost_dollars_total", pool=pool),
-        found.sum("serval_cost_dollars_total", pool=pool),
-    )
-    busy_s = found.by("serval_engine_busy_seconds_total", "role").get(pool)
-    # A worker that died took its counter with it: what its requests have accounted for is known to have been computed.
-    busy_usd = max(requests_usd, (busy_s or 0.0) / 3600 * hour_usd)
+    workers, hour_usd = found.most("serval_workers", pool), found.most("serval_worker_hour_cost_dollars", pool)
+    usd, requests_usd = found.most("serval_pool_cost_dollars_total", pool), found.sum("serval_cost_dollars_total", pool=pool)
+    # An end may be told before the report that has its last steps: what requests account for was computed.
+    busy_usd = max(requests_usd, found.most("serval_pool_busy_seconds_total", pool) / 3600 * hour_usd)
     return PoolBill(
         workers=workers,
         usd_per_hour=workers * hour_usd,
@@ -101,6 +96,10 @@ class _Samples:
     def sum(self, name: str, **labels: str) -> float:
         """Of those that carry these labels."""
         return sum(one.value for one in self._samples[name] if labels.items() <= one.labels.items())
+
+    def most(self, name: str, pool: str) -> float:
+        """Of what each router says of a pool, the largest."""
+        return max((one.value for one in self._samples[name] if one.labels.get("pool") == pool), default=0.0)
 
     def by(self, name: str, label: str) -> dict[str, float]:
         sums: dict[str, float] = defaultdict(float)

@@ -110,7 +110,8 @@ class Accounting:
         standby = request.placement.standby if request.placement is not None else None
         worker = None if timings.prefilled_locally else request.prefill or standby
         request.figures.prefill_worker = worker.name if worker is not None else ""
-        self._spend(request, "prefill", timings.prefill_busy_s, spent)
+        if not _is_lost_already(request):
+            self._spend(request, "prefill", timings.prefill_busy_s, spent)
         self._spend(request, "decode", timings.decode_busy_s, spent)
 
     def ended(self, request: Request, end: End) -> None:
@@ -176,6 +177,12 @@ class Accounting:
                 self._metrics.time_to_first_token.of(tenant=tenant), self._metrics.generation_tokens.of(tenant=tenant)
             )
         return metrics
+
+
+def _is_lost_already(request: Request) -> bool:
+    """Its prefill worker died after the first token, with no report between: then it is in what that worker had not told."""
+    worker, first_token = request.prefill, request.timeline.first_token
+    return worker is not None and worker.has_died and first_token is not None and first_token > worker.reported_at
 
 
 def _tokens_per_second(request: Request) -> float | None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, Valida
 from decode.config import DecodeConfig
 from engine.config import EngineConfig
 from kvtransfer.config import TransferConfig
+from planner.scaling_config import ScalingConfig
 from prefill.config import PrefillConfig
 from protocol.errors import ConfigError
 from protocol.tls import PeerTlsFiles
@@ -106,6 +107,11 @@ class ServalConfig(BaseModel):
     )
     cluster: ClusterConfig = ClusterConfig()
     router: RouterConfig
+    scaling: ScalingConfig | None = Field(
+        None,
+        description="How the pools follow the load; cluster.prefill and cluster.decode are what they begin with. Under Ray they "
+        "then grow and shrink; elsewhere the decision is in /metrics for whoever scales (docs/planner.md). None: they stay.",
+    )
     engine: EngineConfig = EngineConfig()
     prefill: PrefillConfig = PrefillConfig()
     decode: DecodeConfig = DecodeConfig()

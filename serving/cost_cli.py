@@ -12,28 +12,34 @@ if TYPE_CHECKING:
     from planner.bill import Bill
 
 
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
 def cost(
     url: Annotated[
-        str, typer.Option(help="A router's HTTP address. Its workers' /metrics are read too.")
-    ] = "http://127.0.0.1:8000",
-    prometheus: Annotated[str | None, typer.Option(help="Prometheus' address; read instead of the router.")] = None,
+        list[str] | None, typer.Option(help="A router's HTTP address; several where there are several routers.")
+    ] = None,
+    prometheus: Annotated[str | None, typer.Option(help="Prometheus' address; read instead of routers.")] = None,
     window: Annotated[str, typer.Option(help="With Prometheus: how far back, such as 24h.")] = "24h",
     ca: Annotated[
         Path | None, typer.Option(envvar="SERVAL_CA", help="PEM file of the authority that signed the cluster's certificate.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the bill as JSON.")] = False,
 ) -> None:
-    """Print what a cluster costs: by pool, per million tokens, by tenant, idle, retried and failed."""
+    """Print what a cluster costs: by pool, per million tokens, by tenant, idle, retried, failed and lost."""
 
     from planner.bill import make_bill
     from serving.chat_client import Cluster, connect
     from serving.cost_samples import from_prometheus, from_router
 
-    with connect(Cluster(prometheus or url, ca)) as client:
-        if prometheus is not None:
+    samples = []
+    if prometheus is not None:
+        with connect(Cluster(prometheus, ca)) as client:
             samples = from_prometheus(client, prometheus.rstrip("/"), window)
-        else:
-            samples = from_router(client, url.rstrip("/"))
+    else:
+        for one in url or [DEFAULT_URL]:
+            with connect(Cluster(one, ca)) as client:
+                samples += from_router(client, one.rstrip("/"))
     bill = make_bill(samples)
     if as_json:
         json.dump(asdict(bill), sys.stdout, indent=2)
@@ -58,7 +64,7 @@ def _show(bill: "Bill", since: str) -> None:
     prices = f"input {_price(bill.usd_per_million_input)}, output {_price(bill.usd_per_million_output)}"
     console.print(f"per million tokens, idle time included: {prices}")
     for title, amounts in (("by tenant", bill.usd_by_tenant), ("by what became of it", bill.usd_by_reason)):
-        told = ", ".join(f"{name} ${_dollars(usd)}" for name, usd in sorted(amounts.items())) or "nothing yet"
+        told = ", ".join(f"{name or 'nobody'} ${_dollars(usd)}" for name, usd in sorted(amounts.items())) or "nothing yet"
         console.print(f"requests {title}: {told}")
 
 

@@ -1,4 +1,4 @@
-"""Where `serval cost` gets its counters: a router's /metrics and those of its workers, or Prometheus."""
+"""Where `serval cost` gets its counters: routers' /metrics, or Prometheus."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,33 +10,24 @@ from planner.bill import Sample
 from protocol.errors import ConfigError, Unavailable
 
 TIMEOUT_S = 10.0
-COUNTERS = (
-    "serval_pool_cost_dollars_total",
-    "serval_cost_dollars_total",
-    "serval_engine_busy_seconds_total",
-    "serval_prompt_tokens_total",
-    "serval_generation_tokens_total",
-)
+REQUEST_COUNTERS = ("serval_cost_dollars_total", "serval_prompt_tokens_total", "serval_generation_tokens_total")
+"""Each router's own requests."""
+POOL_COUNTERS = ("serval_pool_cost_dollars_total", "serval_pool_busy_seconds_total")
+"""Of all workers, by every router."""
 GAUGES = ("serval_workers", "serval_worker_hour_cost_dollars")
 
 
 def from_router(client: httpx.Client, url: str) -> list[Sample]:
-    """Of the router at `url` and of every worker that it names. Raises Unavailable. A worker that cannot be reached is left out."""
-    samples = list(_parse(_get(client, f"{url}/metrics").text))
-    for worker in _get(client, f"{url}/workers").json():
-        address = worker.get("metrics_address")
-        if address:
-            try:
-                samples += _parse(_get(client, f"http://{address}/metrics").text)
-            except Unavailable:
-                continue
-    return samples
+    """Of the router at `url`. Raises Unavailable."""
+    return list(_parse(_get(client, f"{url}/metrics").text))
 
 
 def from_prometheus(client: httpx.Client, url: str, window: str) -> list[Sample]:
     """What the counters gained in the last `window` (such as 24h), and the gauges now. Raises Unavailable, and ConfigError for a
     window that Prometheus does not understand."""
-    queries = {name: f"increase({name}[{window}])" for name in COUNTERS} | {name: name for name in GAUGES}
+    queries = {name: f"increase({name}[{window}])" for name in REQUEST_COUNTERS} | {name: name for name in GAUGES}
+    # Minute by minute the largest: routers count the same workers side by side, and one after the other when they are replaced.
+    queries |= {name: f"60 * sum_over_time(max by (pool) (rate({name}[2m]))[{window}:1m])" for name in POOL_COUNTERS}
     return [sample for name, query in queries.items() for sample in _query(client, url, name, query)]
 
 

@@ -1,8 +1,10 @@
 """Asks a router who its workers are."""
 
 import asyncio
+import contextlib
 import ssl
-from collections.abc import Set
+from collections import Counter
+from collections.abc import Mapping, Set
 from typing import Any
 
 import httpx
@@ -25,6 +27,17 @@ async def wait_until_joined(router_url: str, names: Set[str], trust: ssl.SSLCont
         while True:
             if names <= await workers_of(client, router_url):
                 return
+            await asyncio.sleep(POLL_PERIOD_S)
+
+
+async def wait_until_there_are(router_url: str, counts: Mapping[str, int], trust: ssl.SSLContext | bool = False) -> None:
+    """Likewise, once so many workers of each role have joined."""
+    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False, verify=trust) as client:
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                there = Counter(worker["role"] for worker in await _get(client, router_url))
+                if all(there[role] >= count for role, count in counts.items()):
+                    return
             await asyncio.sleep(POLL_PERIOD_S)
 
 

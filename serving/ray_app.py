@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from planner.scaling_config import PoolLimits, ScalingConfig
 from protocol.errors import ConfigError
 from serving.announce import announcement
 from serving.child import environment
@@ -18,7 +19,7 @@ from serving.config import ClusterConfig, ServalConfig
 from serving.display import Display
 from serving.front import front_url, trust_own
 from serving.launcher import ClusterFailed
-from serving.membership import describe_workers, wait_until_joined
+from serving.membership import describe_workers, wait_until_there_are
 from serving.ports import ROUTER_PORTS, any_free_port, require_free
 from serving.roles import Role, members
 from serving.status import Ready
@@ -35,6 +36,11 @@ STATUS_PERIOD_S = 0.5
 HEALTH_PERIOD_S = 1.0
 HEALTH_TIMEOUT_S = 10.0
 """Longer than the loop of a busy worker is ever late; a dead process is noticed at once by its death."""
+
+PUSH_PERIOD_S = 1.0
+"""Between two of a replica's messages to Serve's controller."""
+STALE_PUSHES = 10
+"""A router that has been silent for so many is not followed any more."""
 
 EXIT_INTERRUPTED = 130
 
@@ -92,11 +98,36 @@ def build_application(config: ServalConfig, routers: Sequence[str] = ()) -> Any:
     text = config.model_dump_json()
 
     def deployment(role: Role, replicas: int, *parts: Any) -> Any:
-        made = serve.deployment(Replica).options(name=DEPLOYMENTS[role], num_replicas=replicas, **settings)
+        made = serve.deployment(Replica).options(
+            name=DEPLOYMENTS[role], **settings, **replica_count(config.scaling, role, replicas)
+        )
         return made.bind(role, text, tuple(routers), *parts)
 
     prefill, decode = deployment("prefill", cluster.prefill), deployment("decode", cluster.decode)
     return deployment("router", 1, prefill, decode)
+
+
+def replica_count(scaling: ScalingConfig | None, role: Role, replicas: int) -> dict[str, Any]:
+    """How many replicas a deployment has, in the words of Serve's config file: so many, or between two limits. A router stays as
+    it is; what it records reaches the policy because Serve is told that it scales."""
+    if scaling is None:
+        return {"num_replicas": replicas}
+    limits = {"prefill": scaling.prefill, "decode": scaling.decode}.get(role, PoolLimits(min=replicas, max=replicas))
+    between = {"min_replicas": limits.min, "max_replicas": limits.max, "initial_replicas": limits.clamp(replicas)}
+    # Whether to wait was decided already.
+    at_once = {"upscale_delay_s": 0.0, "downscale_delay_s": 0.0}
+    return {
+        "autoscaling_config": between | at_once | {"metrics_interval_s": PUSH_PERIOD_S, "look_back_period_s": 2 * PUSH_PERIOD_S}
+    }
+
+
+def scaling_policy(scaling: ScalingConfig | None) -> dict[str, Any]:
+    """The application's part in Serve's config file."""
+    if scaling is None:
+        return {}
+    pools = {pool: DEPLOYMENTS[pool] for pool in ("prefill", "decode")}
+    arguments = {"pools": pools, "stale_s": STALE_PUSHES * PUSH_PERIOD_S}
+    return {"autoscaling_policy": {"policy_function": "serving.ray_scaling:PoolPolicy", "policy_kwargs": arguments}}
 
 
 def replica_settings(cluster: ClusterConfig) -> dict[str, Any]:
@@ -114,8 +145,7 @@ def _serve(config: ServalConfig, display: Display, started: float) -> int:
 
     try:
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-        target = serve.RunTarget(build_application(config), name=APPLICATION, route_prefix=None)
-        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        _deploy(config)
         _wait_running(config, display, started + config.cluster.start_timeout_s)
         ready = _wait_joined(config, started + config.cluster.start_timeout_s)
         display.finish("ray")
@@ -129,6 +159,23 @@ def _serve(config: ServalConfig, display: Display, started: float) -> int:
             serve.shutdown()
         raise
     return 0
+
+
+def _deploy(config: ServalConfig) -> None:
+    """By a config, as on Kubernetes: Serve takes a policy for several deployments only from one. What `serve run FILE` does."""
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    application = {
+        "name": APPLICATION,
+        "import_path": "serving.ray_cluster:local_application",
+        "route_prefix": None,
+        "args": {"config": config.model_dump_json()},
+        **scaling_policy(config.scaling),
+    }
+    client = _get_global_client()
+    assert client is not None, "Serve has started"
+    client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
 
 
 def _stop(config: ServalConfig, display: Display) -> int:
@@ -166,11 +213,10 @@ def _wait_running(config: ServalConfig, display: Display, deadline: float) -> No
 def _wait_joined(config: ServalConfig, deadline: float) -> dict[str, Ready]:
     http = f"{config.router.host}:{config.router.http_port}"
     url, trust = front_url(config, http), trust_own(config)
-    names = {member.name for member in members(config)[1:]}
 
     async def wait() -> list[dict[str, Any]]:
         async with asyncio.timeout(max(1.0, deadline - time.monotonic())):
-            await wait_until_joined(url, names, trust)
+            await wait_until_there_are(url, {"prefill": config.cluster.prefill, "decode": config.cluster.decode}, trust)
             return await describe_workers(url, trust)
 
     try:

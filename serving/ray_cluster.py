@@ -1,11 +1,11 @@
-"""The Serve application on a Ray cluster of many machines, as Serve's config file names it: one process on each."""
+"""The Serve application as Serve's config names it: on a Ray cluster of many machines, one process on each, or all on this one."""
 
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.config import compose, read_settings
+from serving.config import ServalConfig, compose, read_settings
 from serving.ray_app import build_application
 
 
@@ -23,3 +23,16 @@ def application(arguments: ClusterArguments) -> Any:
     the config file says."""
     config = compose(read_settings(arguments.config), model_is_here=False)
     return build_application(config, (arguments.routers,))
+
+
+class LocalArguments(BaseModel):
+    """`args` of the application on one machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: str = Field(description="The whole configuration as JSON.")
+
+
+def local_application(arguments: LocalArguments) -> Any:
+    """Called by Serve for `serval up --ray`."""
+    return build_application(ServalConfig.model_validate_json(arguments.config))

@@ -12,6 +12,7 @@ from ray import serve
 
 from serving import pod_drain
 from serving.config import ServalConfig
+from serving.ray_scaling import STATS
 from serving.roles import Member, Role, build
 from telemetry import logs
 from worker.spec import silent
@@ -26,11 +27,15 @@ class Replica:
         self, role: Role, config_json: str, routers: Sequence[str], *parts: Any
     ) -> None:
         # A replica's rank is free again once it is gone, so its successor has the same name and a new incarnation.
-        rank = serve.get_replica_context().rank.rank
+        context = serve.get_replica_context()
+        rank = context.rank.rank
         self._config = ServalConfig.model_validate_json(config_json)
-        member = Member(role, rank)
+        # In a pool that shrinks ranks move to other replicas while those go on, so there it is no name.
+        moves = self._config.scaling is not None and role != "router"
+        name = f"{role}-{context.replica_id.unique_id}" if moves else ""
+        member = Member(role, rank, name)
         if routers:  # its ports are those of the first of its role, whatever its rank: nobody else is on this machine
-            member = Member(role, 0, f"{role}-{rank}")
+            member = Member(role, 0, name or f"{role}-{rank}")
             self._config = on_own_machine(self._config, ray.util.get_node_ip_address(), member.name)
         logs.configure(member.name, self._config.cluster.log_level)
         self._server = build(member, self._config, routers or router_addresses(self._config), silent)
@@ -41,6 +46,11 @@ class Replica:
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises, or does not answer in time: then the loop itself hangs."""
         await self._server.check_health()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's controller hands to the scaling policy."""
+        desired = self._server.desired_workers
+        return {} if desired is None else dict(zip(STATS.values(), map(float, desired), strict=True))
 
     async def drain(self) -> None:
         """Takes no new work and returns when the open work has ended, or after cluster.drain_timeout_s."""

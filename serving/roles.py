@@ -11,6 +11,7 @@ from protocol.errors import Unavailable
 from protocol.tls import TlsIdentity
 from router.config import RouterConfig
 from serving.config import ServalConfig
+from serving.pool_scaler import PoolScaler
 from serving.status import Ready
 from telemetry.endpoint import MetricsEndpoint
 from telemetry.metrics import Metrics
@@ -50,7 +51,8 @@ class Member:
 class Server(Protocol):
     """What every process runs. `start` returns once it serves; `drain` refuses new work and waits for the open work, at most
     `timeout_s`; `stop` ends everything within about `timeout_s`, also when `start` never finished. `check_health` raises
-    Unavailable when the server runs and does not work any more."""
+    Unavailable when the server runs and does not work any more. `desired_workers`: how many a router wants, prefill and decode;
+    None where it has no opinion, and of workers."""
 
     async def start(self) -> Ready: ...
 
@@ -59,6 +61,9 @@ class Server(Protocol):
     async def stop(self, timeout_s: float) -> None: ...
 
     async def check_health(self) -> None: ...
+
+    @property
+    def desired_workers(self) -> tuple[int, int] | None: ...
 
 
 def members(config: ServalConfig) -> list[Member]:
@@ -106,9 +111,14 @@ class _RouterServer:
         self._config = _with_link_tls(config)
         self._router = Router(self._config, metrics, tracing)
         self._tracing = tracing
+        initial = config.cluster.prefill, config.cluster.decode
+        scaling = config.scaling
+        self._scaler = PoolScaler(scaling, initial, self._router.pool_load, metrics) if scaling is not None else None
 
     async def start(self) -> Ready:
         ports = await self._router.start()
+        if self._scaler is not None:
+            self._scaler.start()
         host = self._config.host
         http = f"{host}:{ports.http}"
         return Ready(grpc=f"{host}:{ports.grpc}", metrics=http, http=http, link=f"{host}:{ports.link}")
@@ -117,7 +127,13 @@ class _RouterServer:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._router.drain(), timeout_s)
 
+    @property
+    def desired_workers(self) -> tuple[int, int] | None:
+        return None if self._scaler is None else self._scaler.desired
+
     async def stop(self, timeout_s: float) -> None:
+        if self._scaler is not None:
+            self._scaler.stop()
         await self._router.stop(min(timeout_s, ROUTER_LAST_CALL_S))
         await asyncio.to_thread(self._tracing.close)
 
@@ -174,6 +190,10 @@ class _WorkerServer:
         await self._worker.stop(timeout_s)
         self._endpoint.close()
         await asyncio.to_thread(self._tracing.close)
+
+    @property
+    def desired_workers(self) -> None:
+        return None
 
     async def check_health(self) -> None:
         if (reason := self._worker.why_not_healthy) is not None:

@@ -15,7 +15,7 @@ def samples(pool: str, paid: float, busy: float, spent: list[tuple[str, str, flo
         Sample("serval_workers", {"pool": pool}, workers),
         Sample("serval_worker_hour_cost_dollars", {"pool": pool}, 3.6),
         Sample("serval_pool_cost_dollars_total", {"pool": pool}, paid),
-        Sample("serval_engine_busy_seconds_total", {"role": pool, "worker": "0"}, busy * 1000),
+        Sample("serval_pool_busy_seconds_total", {"pool": pool}, busy * 1000),
         *(
             Sample("serval_cost_dollars_total", {"pool": pool, "tenant": tenant, "reason": reason}, usd)
             for tenant, reason, usd in spent
@@ -42,6 +42,16 @@ def test_pools_tenants_and_reasons() -> None:
     assert bill.usd_per_million_input == pytest.approx(5.0)
     assert bill.usd_per_million_output == pytest.approx(10.0)
     assert bill.unbalanced == pytest.approx(1.0 / 13.0)
+
+
+def test_several_routers_count_the_same_workers_and_each_its_own_requests() -> None:
+    first = samples("decode", 20.0, 9.0, [("acme", "served", 5.0)], workers=4)
+    second = samples("decode", 18.0, 8.0, [("acme", "served", 3.0), ("", "lost", 1.0)], workers=4)
+    bill = make_bill([*first, *second])
+    decode = bill.pools["decode"]
+    assert (decode.workers, decode.usd, decode.requests_usd) == (4, 20.0, 9.0)
+    assert decode.idle_usd == pytest.approx(11.0) and bill.unbalanced == pytest.approx(0.0)
+    assert bill.usd_by_reason == {"served": 8.0, "lost": 1.0}
 
 
 @settings(max_examples=30, deadline=None)

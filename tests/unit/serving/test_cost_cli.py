@@ -1,15 +1,17 @@
-"""`serval cost`, from a router's and its workers' /metrics and from Prometheus, over HTTP."""
+"""`serval cost`, from routers' /metrics and from Prometheus, over HTTP."""
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from protocol import cluster_pb2
 from router.accounting import Accounting
 from router.worker_time import WorkerTime
+from router.workers import Worker
 from serving import cli
 from telemetry.cost import CostConfig, WorkerPrice
 from telemetry.metrics import Metrics
@@ -46,29 +48,34 @@ class Site:
 
 
 @pytest.fixture
-def sites() -> Iterator[tuple[Site, Site]]:
-    """A router that knows one decode worker, and that worker."""
-    router, worker = Site(), Site()
-    now, metrics = [0.0], Metrics("router", "router-0")
-    times = WorkerTime(lambda: now[0])
-    Accounting(metrics, PRICES).bill_pools(times)
-    times.count("decode", 1)
-    now[0] = 100.0
-    metrics.workers.of(pool="decode").set(1)
-    metrics.cost.of(pool="decode", tenant="acme", reason="served").inc(0.08)
-    metrics.generation_tokens.of(tenant="acme").inc(1000)
-    computed = Metrics("decode", "decode-0")
-    computed.engine_busy.of().inc(41.0)
-    router.pages = {
-        "/metrics": metrics.render(),
-        "/workers": json.dumps([{"metrics_address": worker.address}, {"metrics_address": ""}]).encode(),
-    }
-    worker.pages = {"/metrics": computed.render()}
+async def sites() -> AsyncIterator[tuple[Site, Site]]:
+    """Two routers that know the same decode worker; the first has had its requests. The second came later."""
+    pages = [rendered(100.0, 41.0, {"served": 0.08}), rendered(50.0, 20.0, {"failed": 0.002})]
+    routers = Site(), Site()
+    for site, page in zip(routers, pages, strict=True):
+        site.pages = {"/metrics": page}
     try:
-        yield router, worker
+        yield routers
     finally:
-        router.close()
-        worker.close()
+        for site in routers:
+            site.close()
+
+
+def rendered(there_s: float, busy_s: float, spent: dict[str, float]) -> bytes:
+    now, metrics = [0.0], Metrics("router", "router-0")
+    times, accounting = WorkerTime(lambda: now[0]), Accounting(metrics, PRICES)
+    accounting.bill_pools(times)
+    times.count("decode", 1)
+    now[0] = there_s
+    peer = cluster_pb2.Peer(name="decode-0", incarnation=1)
+    worker = Worker(cluster_pb2.Hello(role=cluster_pb2.ROLE_DECODE, peer=peer), 0.0, 0.0, 0.0)
+    for report_s in (0.0, busy_s):
+        accounting.computed.on_report(worker, cluster_pb2.LoadReport(busy_s=report_s))
+    metrics.workers.of(pool="decode").set(1)
+    for reason, usd in spent.items():
+        metrics.cost.of(pool="decode", tenant="acme", reason=reason).inc(usd)
+    metrics.generation_tokens.of(tenant="acme").inc(1000)
+    return metrics.render()
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -77,7 +84,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return cli.main()
 
 
-def test_the_bill_of_a_router_and_its_workers(
+async def test_the_bill_of_a_router(
     sites: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "--url", f"http://{sites[0].address}/", "--json") == 0
@@ -90,18 +97,29 @@ def test_the_bill_of_a_router_and_its_workers(
     assert bill["usd_per_million_output"] == pytest.approx(200.0)
 
 
-def test_the_bill_for_people(
+async def test_the_bill_of_two_routers(
     sites: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sites[1].pages.clear()  # a worker that does not answer
+    addresses = [word for site in sites for word in ("--url", f"http://{site.address}")]
+    assert run(monkeypatch, *addresses, "--json") == 0
+    bill = json.loads(capsys.readouterr().out)
+    decode = bill["pools"]["decode"]
+    assert (decode["workers"], decode["usd"], decode["usd_per_hour"]) == pytest.approx((1, 0.2, 7.2)), "counted once"
+    assert bill["usd_by_reason"] == pytest.approx({"served": 0.08, "failed": 0.002})
+    assert bill["unbalanced"] == pytest.approx(0.0)
+
+
+async def test_the_bill_for_people(
+    sites: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, "--url", f"http://{sites[0].address}") == 0
     shown = capsys.readouterr().out
-    assert "$0.2 since the router started, $0.12 of it idle" in shown
+    assert "$0.2 since the router started, $0.118 of it idle" in shown
     assert "input none yet, output $200.00" in shown
     assert "by tenant: acme $0.08" in shown and "by what became of it: served $0.08" in shown
 
 
-def test_the_bill_from_prometheus(
+async def test_the_bill_from_prometheus(
     sites: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site = sites[0]
@@ -111,15 +129,20 @@ def test_the_bill_from_prometheus(
         site.pages[query] = json.dumps({"status": "success", "data": {"result": result}}).encode()
 
     empty = json.dumps({"status": "success", "data": {"result": []}}).encode()
-    for name in ("engine_busy_seconds_total", "prompt_tokens_total", "generation_tokens_total"):
+    for name in ("prompt_tokens_total", "generation_tokens_total"):
         site.pages[f"increase(serval_{name}[1h])"] = empty
+
+    def of_pools(name: str, window: str) -> str:
+        return f"60 * sum_over_time(max by (pool) (rate(serval_{name}_total[2m]))[{window}:1m])"
+
+    site.pages[of_pools("pool_busy_seconds", "1h")] = empty
     site.pages["serval_worker_hour_cost_dollars"] = empty
-    say("increase(serval_pool_cost_dollars_total[1h])", "5", pool="decode")
+    say(of_pools("pool_cost_dollars", "1h"), "5", pool="decode")
     say("increase(serval_cost_dollars_total[1h])", "2", pool="decode", tenant="acme", reason="served")
     say("serval_workers", "3", pool="decode")
     assert run(monkeypatch, "--prometheus", f"http://{site.address}", "--window", "1h") == 0
     assert "$5.00 in the last 1h, $3.00 of it idle" in capsys.readouterr().out
-    site.pages["increase(serval_pool_cost_dollars_total[x])"] = b'{"status": "error", "error": "bad duration"}'
+    site.pages["increase(serval_cost_dollars_total[x])"] = b'{"status": "error", "error": "bad duration"}'
     assert run(monkeypatch, "--prometheus", f"http://{site.address}", "--window", "x") == cli.EXIT_USAGE
     assert "window: Prometheus refuses" in capsys.readouterr().err
 
