@@ -94,7 +94,10 @@ class PoolConfig(Settings):
         "there; Ray keeps its object store there (80 MB).",
     )
     gpus: int = Field(
-        0, ge=0, le=1, description="GPUs of one pod. At most one: a worker runs its model on one device and does not split it."
+        0,
+        ge=0,
+        le=1,
+        description="GPUs of each process. A pod takes one for every process that shares its model (engine.tensor_parallel_size).",
     )
     gpu_resource: str = Field("nvidia.com/gpu", min_length=1, description="The device plugin's name for a GPU.")
     hugepages_2mi: str | None = Field(
@@ -206,7 +209,11 @@ class RayConfig(Settings):
     )
     redis_address: str | None = Field(
         None,
+        pattern=r"^[^:\s]+:[0-9]{1,5}$",
         description="host:port of a Redis that keeps the head's state, so that a new head finds its workers. None: without.",
+    )
+    redis_secret: str | None = Field(
+        None, description="Name of a Secret whose key `password` is that Redis' password. None: it asks for none."
     )
     operator_namespaces: dict[str, str] = Field(
         {"kubernetes.io/metadata.name": "kuberay-operator"},
@@ -240,6 +247,11 @@ class KubernetesConfig(Settings):
         True,
         description="Objects for the Prometheus operator (PodMonitor, PrometheusRule), whose CRDs must be installed, and "
         "dashboards as ConfigMaps for Grafana.",
+    )
+    monitors: Literal["pods", "services"] = Field(
+        "pods",
+        description="pods: PodMonitors. services: ServiceMonitors, and headless Services for them, where Prometheus is set to look "
+        "for those alone. One of the two: with both every figure would be counted twice.",
     )
     deregister_s: int = Field(
         5,

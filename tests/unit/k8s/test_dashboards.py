@@ -121,6 +121,20 @@ def test_they_are_rendered_where_monitoring_is_wanted() -> None:
     assert not {"PrometheusRule", "PodMonitor"} & {one["kind"] for one in all_objects("dev-cpu", "plain")}
 
 
+def test_a_rehearsal_has_the_same_rules_with_shorter_windows() -> None:
+    """Nothing but durations differs, so what a rehearsal shows holds for the real ones."""
+    true, short = groups(SLO), groups(SLO.model_copy(update={"window_scale": 1 / 60}))
+    objective = {rule["alert"]: rule for rule in short[1]["rules"] if rule["labels"]["burn"] == "fast"}
+    assert objective["ServalErrorBudgetBurns"]["for"] == "1000ms"
+    assert "[60000ms]" in next(rule["expr"] for rule in short[0]["rules"] if rule["record"] == "serval:errors:share1h")
+
+    def without_durations(made: list[dict[str, Any]]) -> str:
+        return re.sub(r"\[\w+\]|\b\d+(ms|s|m)\b", "", json.dumps(made))
+
+    assert short != true
+    assert without_durations(short) == without_durations(true)
+
+
 def promtool(*words: str) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("needs promtool")
