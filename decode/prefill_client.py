@@ -5,7 +5,7 @@ A prefill worker is known by its incarnation; its channel and the introduction l
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 CLOSE_GRACE_S = 1.0
 
+Introduction = Callable[[], cluster_pb2.IntroduceRequest]
+"""Who we are and where our landing zone lies, as of now."""
+
 ERROR_OF: dict[grpc.StatusCode, type[ServalError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
@@ -35,27 +38,30 @@ class PrefillPeer:
     def __init__(
         self,
         peer: cluster_pb2.Peer,
-        introduction: cluster_pb2.IntroduceRequest,
+        introduction: Introduction,
         connect_timeout_s: float,
         tls: TlsIdentity | None,
     ) -> None:
         self.peer = peer
         self.incarnation = Incarnation(peer.incarnation)
         self.process = ProcessIdentity.from_proto(peer.process)
-        self.own_incarnation = Incarnation(introduction.decode.incarnation)
+        self.own_incarnation = Incarnation(introduction().decode.incarnation)
         self._introduction = introduction
         self._connect_timeout_s = connect_timeout_s
         self._stub = PeerStub(peer.address, "prefill", tls, CHANNEL_OPTIONS, cluster_pb2_grpc.PrefillServiceStub)
         self._introduced: asyncio.Task[None] | None = None
+        self._introduced_zone = 0
 
     def __repr__(self) -> str:
         return f"PrefillPeer({self.peer.name}, {self.incarnation:x})"
 
     async def introduce(self) -> None:
-        """Makes us known to the worker, once; concurrent callers share the call. Raises Unavailable when it is another
-        incarnation than expected, or does not answer; the next caller tries again."""
-        if self._introduced is None:
-            self._introduced = asyncio.create_task(self._introduce())
+        """Makes us known to the worker, once per landing zone; concurrent callers share the call. Raises Unavailable when it is
+        another incarnation than expected, or does not answer; the next caller tries again."""
+        introduction = self._introduction()
+        if self._introduced is None or self._introduced_zone != introduction.landing_address:
+            self._introduced_zone = introduction.landing_address
+            self._introduced = asyncio.create_task(self._introduce(introduction))
         try:
             await asyncio.shield(self._introduced)
         except ServalError:
@@ -98,9 +104,9 @@ class PrefillPeer:
         """Calls to a process that is gone end by themselves, with their own error; the grace is for that."""
         await self._stub.close(CLOSE_GRACE_S)
 
-    async def _introduce(self) -> None:
+    async def _introduce(self, introduction: cluster_pb2.IntroduceRequest) -> None:
         try:
-            answer = await self._stub.get().Introduce(self._introduction, timeout=self._connect_timeout_s)
+            answer = await self._stub.get().Introduce(introduction, timeout=self._connect_timeout_s)
         except grpc.aio.AioRpcError as error:
             raise _mapped(error, self.peer.name) from error
         except grpc.aio.UsageError as error:
@@ -112,9 +118,7 @@ class PrefillPeer:
 class PrefillPeers:
     """The prefill workers met so far. A name's new incarnation replaces the old one; those gone are dropped."""
 
-    def __init__(
-        self, introduction: cluster_pb2.IntroduceRequest, connect_timeout_s: float, tls: TlsIdentity | None = None
-    ) -> None:
+    def __init__(self, introduction: Introduction, connect_timeout_s: float, tls: TlsIdentity | None = None) -> None:
         self._introduction = introduction
         self._connect_timeout_s = connect_timeout_s
         self._tls = tls

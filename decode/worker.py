@@ -59,7 +59,7 @@ class DecodeWorker:
             requests.hold_step(updates)
             health.on_updates(updates)
 
-        peers = PrefillPeers(_introduction(node, receiver), self._config.connect_timeout_s, spec.tls)
+        peers = PrefillPeers(lambda: _introduction(node, receiver), self._config.connect_timeout_s, spec.tls)
         line = AdmissionLine(self._config.max_waiting, self._metrics)
         quarantine = Quarantine(receiver, peers, self._config, on_freed=line.advance)
         parts = self._parts = Parts(

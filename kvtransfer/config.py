@@ -71,6 +71,13 @@ class TransferConfig(BaseModel):
         description="Seconds for which a dead peer's slot is pumped before reuse: the receiver's own library still holds data "
         "(measured: 10.8 MB without, 0 with 1 s).",
     )
+    renew_after_s: float = Field(
+        20.0,
+        gt=0,
+        description="Seconds for which a slot may wait for proof that nothing is written to it any more; then a new landing zone "
+        "takes the place of the old one, whose memory is not used again. Longer than transfer.write_timeout_s and "
+        "transfer.barrier_timeout_s together, so that a slow answer comes first. Not on a GPU, where memory cannot be given back.",
+    )
     close_pump_s: float = Field(
         0.1,
         ge=0,

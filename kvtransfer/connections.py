@@ -39,8 +39,13 @@ class Connections:
         return list(self._known)
 
     def learn(self, peer: Peer) -> None:
-        """Connects, so that a wrong introduction is refused at once. Raises TransferFailed, and then the peer is not known."""
-        self._connect(peer)
+        """Connects, so that a wrong introduction is refused at once. Raises TransferFailed, and then it is as if nothing was said.
+        What is connected already stays so, and learns of more memory: barriers go on proving what was written before."""
+        if peer.incarnation in self._connected:
+            self._transport.add_peer(peer.metadata, peer.incarnation)
+            self._transport.check_range(peer.incarnation, peer.landing_address, peer.zone_bytes)
+        else:
+            self._connect(peer)
         with self._lock:
             self._known[peer.incarnation] = peer
 

@@ -1,7 +1,8 @@
 """The landing zone: the only memory of a decode worker that peers may write to, divided into slots.
 
 A slot is a contiguous run of landing blocks. Its life is the table below; an unknown edge raises and changes nothing. A slot
-goes back to free only after proof that nothing can be written to it any more.
+goes back to free only after proof that nothing can be written to it any more. Where no proof comes it is retired: its memory is
+never used again, and a new zone takes its place (kvtransfer/zones.py).
 """
 
 from collections import Counter
@@ -27,6 +28,9 @@ class SlotState(StrEnum):
     PUMPING = "pumping"
     """The peer's process is gone; what this process's library still holds is let in."""
 
+    RETIRED = "retired"
+    """Nobody could prove anything: its memory is not used any more."""
+
 
 class SlotEvent(StrEnum):
     RESERVE = "reserve"
@@ -39,6 +43,8 @@ class SlotEvent(StrEnum):
     PEER_GONE = "peer_gone"
     """The caller has proof that the peer's process no longer exists."""
     PUMPED = "pumped"
+    RETIRE = "retire"
+    """Its zone is replaced by one at other addresses."""
 
 
 TRANSITIONS: dict[tuple[SlotState, SlotEvent], SlotState] = {
@@ -54,6 +60,7 @@ TRANSITIONS: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (SlotState.QUIESCING, SlotEvent.PEER_GONE): SlotState.PUMPING,
     (SlotState.QUARANTINED, SlotEvent.QUIESCED): SlotState.FREE,
     (SlotState.QUARANTINED, SlotEvent.PEER_GONE): SlotState.PUMPING,
+    (SlotState.QUARANTINED, SlotEvent.RETIRE): SlotState.RETIRED,
     (SlotState.PUMPING, SlotEvent.PUMPED): SlotState.FREE,
 }
 
@@ -65,7 +72,8 @@ class UnknownTransition(RuntimeError):
 class Slot:
     """A run of landing blocks [first_block, first_block + blocks). Owned by the zone; only `LandingZone.apply` changes it."""
 
-    def __init__(self, first_block: int, blocks: int) -> None:
+    def __init__(self, zone: "LandingZone", first_block: int, blocks: int) -> None:
+        self.zone = zone
         self.first_block = first_block
         self.blocks = blocks
         self.state = SlotState.FREE
@@ -75,7 +83,8 @@ class Slot:
 
 
 class LandingZone:
-    """One tensor, allocated once and never unmapped while a peer may write to it. Not thread-safe: the receiver locks."""
+    """One tensor, allocated once and never unmapped while a peer may write to it. `address` tells it from every other of the
+    process. Not thread-safe: the receiver locks."""
 
     def __init__(self, layout: KVLayout, size_bytes: int, device: torch.device) -> None:
         self.blocks = size_bytes // layout.block_bytes
@@ -89,6 +98,15 @@ class LandingZone:
         self._free = [(0, self.usable_blocks)]
         self._slots: set[Slot] = set()
 
+    @property
+    def address(self) -> int:
+        return self.words.data_ptr()
+
+    @property
+    def states(self) -> set[SlotState]:
+        """Of its slots; free ones are none."""
+        return {slot.state for slot in self._slots}
+
     def reserve(self, blocks: int) -> Slot | None:
         """The first run that is long enough, leased; None when there is none now."""
         assert blocks > 0
@@ -96,7 +114,7 @@ class LandingZone:
             if length >= blocks:
                 rest = [(first + blocks, length - blocks)] if length > blocks else []
                 self._free[index : index + 1] = rest
-                slot = Slot(first, blocks)
+                slot = Slot(self, first, blocks)
                 self._slots.add(slot)
                 self.apply(slot, SlotEvent.RESERVE)
                 return slot

@@ -61,6 +61,8 @@ class Lease:
         """Held for each piece that is copied into the pool."""
         self.is_open = True
         """False: drop notifications, copy nothing."""
+        self.quarantined_s: float | None = None
+        """time.monotonic() since when its slot waits for proof."""
         self.bytes = 0
         self.writes = 0
         self.first_landed_s = 0.0
@@ -73,6 +75,7 @@ class Lease:
             first_landing_block=self.slot.first_block,
             blocks=len(self.pool_blocks),
             duration_s=self.duration_s,
+            landing_address=self.slot.zone.address,
         )
 
     def reason_to_drop(self, notification: WriteNotification) -> str | None:

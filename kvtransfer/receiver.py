@@ -24,6 +24,7 @@ from kvtransfer.pace import Pace
 from kvtransfer.pool_copy import PoolCopy
 from kvtransfer.self_check import SelfCheck
 from kvtransfer.transport import Transport, agent_name
+from kvtransfer.zones import Zones
 from protocol.errors import InvalidRequest, LeaseExpired, Overloaded, PeerGone, ServalError, TransferFailed
 from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
 from telemetry.metrics import Metrics
@@ -35,9 +36,6 @@ SWEEP_S = 0.01
 
 PUMP_ROUND_S = 0.05
 """Most that one round counts as pumped: while this thread or process stood still, nothing was let in."""
-
-_kept_mapped: list[torch.Tensor] = []
-"""Landing zones of closed receivers that a live peer may still write to: unmapping one kills the process."""
 
 
 class Receiver:
@@ -62,9 +60,9 @@ class Receiver:
         self._copy = PoolCopy(layout, pool)
         self._pool_blocks = pool.shape[1]
         self._device = pool.device
-        self._zone = LandingZone(layout, config.landing_bytes, pool.device)
+        self._zones = Zones(layout, config.landing_bytes, pool.device)
         self._transport = Transport(incarnation, config)
-        self._transport.register(self._zone.words)
+        self._transport.register(self._zones.current.words)
         self._metadata = self._transport.metadata()
         self._self_check = SelfCheck(self._transport, config, pool.device)
         self._lock = threading.Lock()
@@ -73,7 +71,7 @@ class Receiver:
         """Seconds still to pump."""
         self._next_lease = 1
         self._pace = Pace(config)
-        self._swept_s = time.monotonic()
+        self._swept_s = self._renewed_s = time.monotonic()
         self._unread: deque[tuple[str, bytes]] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -92,17 +90,18 @@ class Receiver:
 
     @property
     def landing_address(self) -> int:
-        return self._zone.words.data_ptr()
+        """It changes when the zone is renewed, and so does the metadata: introduce again."""
+        return self._zones.current.address
 
     @property
     def landing_blocks(self) -> int:
         """With the barrier's, which are the last."""
-        return self._zone.blocks
+        return self._zones.current.blocks
 
     @property
     def max_blocks(self) -> int:
         """The most pool blocks that one lease can cover: a longer prompt cannot be received by this zone."""
-        return self._zone.usable_blocks // self._layout.layers
+        return self._zones.current.usable_blocks // self._layout.layers
 
     # ---- leases
 
@@ -115,7 +114,7 @@ class Receiver:
             raise InvalidRequest(f"{len(pool_blocks)} KV blocks; kvtransfer.landing_bytes allows 1 to {self.max_blocks}")
         blocks = BlockList(pool_blocks, self._pool_blocks)
         with self._lock:
-            slot = self._zone.reserve(len(pool_blocks) * self._layout.layers)
+            slot = self._zones.reserve(len(pool_blocks) * self._layout.layers)
             if slot is None:
                 raise Overloaded("no landing slot is free")
             lease_id = LeaseId(self._next_lease)
@@ -165,12 +164,12 @@ class Receiver:
     def blocks_by_state(self) -> dict[SlotState, int]:
         """Landing blocks by the state of their slot."""
         with self._lock:
-            return self._zone.blocks_by_state()
+            return self._zones.blocks_by_state()
 
     def check_integrity(self) -> None:
         """Asserts that every landing block has exactly one owner."""
         with self._lock:
-            self._zone.check_integrity()
+            self._zones.check_integrity()
 
     @property
     def is_alive(self) -> bool:
@@ -188,8 +187,7 @@ class Receiver:
         self._wake.set()
         self._thread.join(deadline_s)
         with self._lock:
-            if not self._zone.is_all_free:
-                _kept_mapped.append(self._zone.words)
+            self._zones.keep_mapped()
         return not self._thread.is_alive()
 
     # ---- the receiver thread
@@ -266,7 +264,7 @@ class Receiver:
         lease.mark_arrived(notification, notification.layers * notification.blocks * self._layout.block_bytes)
         self._corrupt_sometimes(lease, notification)
         started_s = time.monotonic()
-        digests = self._copy.land(self._zone.words, lease, notification, self._config.digest, self._read_notifications)
+        digests = self._copy.land(lease.slot.zone.words, lease, notification, self._config.digest, self._read_notifications)
         self._metrics.kv_digest_time.of().inc(time.monotonic() - started_s)
         if digests is None or not lease.is_open:
             return
@@ -288,7 +286,7 @@ class Receiver:
         one_in = self._config.corrupt_one_in
         if one_in and random.randrange(one_in) == 0:
             landed, _ = lease.rows(notification, self._device)
-            block = self._zone.words[landed.piece(0, 1)].view(torch.uint8)
+            block = lease.slot.zone.words[landed.piece(0, 1)].view(torch.uint8)
             block[0, random.randrange(self._layout.block_bytes)] ^= 1 << random.randrange(8)
 
     def _expire_and_free(self) -> None:
@@ -300,11 +298,38 @@ class Receiver:
             for lease in expired:
                 self._apply(lease, SlotEvent.EXPIRE, reason="expired")
             self._count_pumped(min(now_s - self._swept_s, PUMP_ROUND_S))
+        self._renew_zone(now_s)
         self._swept_s = now_s
         for lease in expired:
             if lease.is_open:
                 self._metrics.kv_transfer_failures.of(reason="expired").inc()
             lease.fail(LeaseExpired(f"not everything had landed after {lease.duration_s} s"))
+
+    def _renew_zone(self, now_s: float) -> None:
+        """Where proof does not come: what waits for it is left alone for ever, with its addresses."""
+        zones, latest_s = self._zones, now_s - self._config.renew_after_s
+        with self._lock:
+            waiting = [lease for lease in self._leases.values() if lease.slot.zone is zones.current and lease.quarantined_s]
+        if zones.can_renew and self._renewed_s < latest_s and any((one.quarantined_s or now_s) < latest_s for one in waiting):
+            self._renewed_s = now_s
+            zone = zones.make()
+            self._transport.register(zone.words)
+            self._metadata = self._transport.metadata()
+            with self._lock:
+                zones.renew(zone)
+            self._metrics.kv_zones_renewed.of().inc()
+            log.warning("nobody can tell whether writes to the landing zone are over; another takes its place")
+        for old in self._retire_settled():
+            self._transport.unregister(old.words)
+
+    def _retire_settled(self) -> list[LandingZone]:
+        with self._lock:
+            settled = self._zones.settled()
+            for lease in [lease for lease in self._leases.values() if lease.slot.zone in settled]:
+                self._apply(lease, SlotEvent.RETIRE)
+            for zone in settled:
+                self._zones.retire(zone)
+        return settled
 
     def _count_pumped(self, seconds: float) -> None:
         """With the lock held."""
@@ -316,15 +341,17 @@ class Receiver:
 
     def _apply(self, lease: Lease, event: SlotEvent, reason: str | None = None) -> None:
         """With the lock held."""
-        if self._zone.apply(lease.slot, event) is SlotState.FREE:
+        state = self._zones.apply(lease.slot, event)
+        if state in (SlotState.FREE, SlotState.RETIRED):
             del self._leases[lease.lease_id]
+        lease.quarantined_s = time.monotonic() if state is SlotState.QUARANTINED else None
         if reason is not None:
             self._metrics.kv_slots_quarantined.of(reason=reason).inc()
         self._publish_states()
 
     def _publish_states(self) -> None:
-        for state, blocks in self._zone.blocks_by_state().items():
+        for state, blocks in self._zones.blocks_by_state().items():
             self._metrics.kv_landing_blocks.of(state=state).set(blocks)
 
     def __repr__(self) -> str:
-        return f"Receiver({self._incarnation:016x} {len(self._leases)} leases {self._zone.blocks_by_state()})"
+        return f"Receiver({self._incarnation:016x} {len(self._leases)} leases {self._zones.blocks_by_state()})"

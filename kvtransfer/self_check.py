@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 
 class SelfCheck:
-    """Used by the transport thread; `proofs` may be read by any. Make it after the transport's metadata was read: no peer needs to
-    know of its two words."""
+    """Used by the transport thread; `proofs` may be read by any. Its two words are its own, whatever a
+    peer writes there."""
 
     def __init__(self, transport: Transport, config: TransferConfig, device: torch.device) -> None:
         self._transport = transport

@@ -81,7 +81,8 @@ class Sender:
         landing_blocks: int,
         fingerprint: str,
     ) -> "Future[None]":
-        """Makes a decode worker's landing zone known. Idempotent per incarnation; an older one of the same name is removed.
+        """Makes a decode worker's landing zone known. Idempotent; a zone at another address is one more. An older incarnation
+        of the same name is removed.
 
         The future raises InvalidRequest when the layouts differ, TransferFailed when the metadata or the zone is not as said.
         """
@@ -122,6 +123,7 @@ class Sender:
                 attempt=attempt,
                 peer=decode_incarnation,
                 lease_id=key[1],
+                landing_address=lease.landing_address,
                 first_landing_block=lease.first_landing_block,
                 blocks=blocks,
                 layers=self._layout.layers,
@@ -308,7 +310,9 @@ class Sender:
             answer.set_result(True)
 
     def _add_peer(self, peer: Peer) -> None:
-        if self._connections.known(peer.incarnation) is not None:
+        if (known := self._connections.known(peer.incarnation)) is not None:
+            if peer.landing_address not in known.zones:
+                self._connections.learn(peer.after(known))
             return
         for other in self._connections.named(peer.name):
             self._remove_peer(other, f"{peer.name} was restarted")

@@ -76,6 +76,8 @@ class Transfer:
     attempt: int
     peer: Incarnation
     lease_id: LeaseId
+    landing_address: int
+    """Of the zone that landing blocks are counted in."""
     first_landing_block: int
     blocks: BlockList
     layers: int

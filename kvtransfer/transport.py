@@ -70,12 +70,18 @@ class Transport:
             self._agent: Any = self._api.nixl_agent(agent_name(incarnation), settings)
 
     def register(self, memory: torch.Tensor) -> None:
-        """Opens `memory` to reads and writes; once per process. It must stay mapped for as long as any peer may write to it."""
+        """Opens `memory` to reads and writes; once per memory. It must stay mapped for as long as any peer may write to it."""
         if memory.is_cuda:
             self._memory_kind, self._device_index = "VRAM", memory.get_device()
         region = (memory.data_ptr(), memory.numel() * memory.element_size(), self._device_index, "")
         with self._mapped_errors("register memory"):
             self._agent.register_memory([region], self._memory_kind)
+
+    def unregister(self, memory: torch.Tensor) -> None:
+        """Forgets memory, which must stay mapped: a peer that knows of it may still be able to write there."""
+        region = (memory.data_ptr(), memory.numel() * memory.element_size(), self._device_index, "")
+        with self._mapped_errors("unregister memory"):
+            self._agent.deregister_memory(self._agent.get_reg_descs([region], self._memory_kind))
 
     def metadata(self) -> bytes:
         """What a peer needs to write here. It carries keys: hand it out on a trusted channel only.

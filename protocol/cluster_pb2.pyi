@@ -746,12 +746,15 @@ class WriteLease(_message.Message):
     FIRST_LANDING_BLOCK_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
     DURATION_S_FIELD_NUMBER: _builtins.int
+    LANDING_ADDRESS_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     first_landing_block: _builtins.int
     blocks: _builtins.int
     """per layer"""
     duration_s: _builtins.float
     """from receipt"""
+    landing_address: _builtins.int
+    """of the zone that the blocks are counted in; it must have been introduced"""
     def __init__(
         self,
         *,
@@ -759,10 +762,11 @@ class WriteLease(_message.Message):
         first_landing_block: _builtins.int = ...,
         blocks: _builtins.int = ...,
         duration_s: _builtins.float = ...,
+        landing_address: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "duration_s", b"duration_s", "first_landing_block", b"first_landing_block", "lease_id", b"lease_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "duration_s", b"duration_s", "first_landing_block", b"first_landing_block", "landing_address", b"landing_address", "lease_id", b"lease_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
+from telemetry.model_server import ModelServerMetrics
 from telemetry.one_writer import OneWriterCounter, OneWriterHistogram
 from telemetry.read_counter import ReadCounter
 
@@ -88,6 +89,7 @@ class Metrics:
             ["pool"],
         )
         self.worker_hour_cost = self._gauge("worker_hour_cost_dollars", "Configured price of one worker and hour", ["pool"])
+        self.model_server = ModelServerMetrics(self.registry)
         self.requests_running = self._gauge("num_requests_running", "Requests being computed")
         self.requests_waiting = self._gauge("num_requests_waiting", "Requests accepted and not yet computed")
         self.time_to_first_token = self._histogram(
@@ -228,6 +230,9 @@ class Metrics:
             "kv_notifications_dropped", "Notifications that matched no expected write", ["reason"]
         )
         self.kv_landing_blocks = self._gauge("kv_landing_blocks", "Landing zone blocks by state", ["state"])
+        self.kv_zones_renewed = self._counter(
+            "kv_zones_renewed", "Landing zones replaced because nobody could tell whether writes to them were over"
+        )
         self.kv_slots_quarantined = self._counter("kv_slots_quarantined", "Slots set apart", ["reason"])
 
     def render(self) -> bytes:

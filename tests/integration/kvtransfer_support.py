@@ -92,6 +92,14 @@ class DecodeHost:
             time.sleep(1e-3)
         return time.monotonic() - started_s
 
+    def wait_for_free(self, blocks: int, timeout_s: float = 10.0) -> None:
+        """Until so many landing blocks can be reserved."""
+        until_s = time.monotonic() + timeout_s
+        while self.free_blocks() < blocks:
+            if time.monotonic() > until_s:
+                raise TimeoutError(f"{self.receiver}")
+            time.sleep(1e-3)
+
     def pool_equals(self, blocks: list[int], source_blocks: list[int], seed: int) -> bool:
         return torch.equal(self.pool[:, blocks], source_pool(self.layout, seed)[:, source_blocks])
 
@@ -100,11 +108,11 @@ class DecodeHost:
 
     def fill_zone(self, first: int, blocks: int, value: int) -> None:
         """What a new owner of the landing blocks would do with them."""
-        self.receiver._zone.words[first : first + blocks] = value
+        self.receiver._zones.current.words[first : first + blocks] = value
 
     def count_changed(self, first: int, blocks: int, value: int) -> int:
         """Words of the landing blocks that are not `value`."""
-        return int((self.receiver._zone.words[first : first + blocks] != value).sum())
+        return int((self.receiver._zones.current.words[first : first + blocks] != value).sum())
 
     def busy(self, seconds: float) -> None:
         """Keeps the receiver thread from polling for so long."""

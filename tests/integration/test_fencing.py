@@ -11,7 +11,7 @@ from pair_support import Pair, running_pair
 
 from engine.tiny import write_tiny_llama
 from protocol import cluster_pb2, cluster_pb2_grpc
-from protocol.errors import LeaseExpired
+from protocol.errors import LeaseExpired, PeerGone
 from protocol.sampling import SamplingParams
 
 pytestmark = pytest.mark.cluster
@@ -51,6 +51,60 @@ def test_who_has_lost_its_name_but_lives_is_not_told_that_its_slot_is_free() -> 
             assert namesake.end() == 0
         finally:
             namesake.kill()
+
+
+def test_what_nobody_can_confirm_is_left_alone_and_another_zone_takes_its_place() -> None:
+    """The connection breaks with writes under way: the slot's memory is not used again, its capacity comes back."""
+    large = {"layout": LARGE, "transports": "tcp"}
+    with pair(large | {"renew_after_s": 0.5}, large) as (decode, prefill):
+        introduction = decode.introduction()
+        peer, usable = introduction[1], decode.free_blocks()
+        lost = decode.reserve("lost", prefill.get_incarnation(), ALL_LARGE[:48])
+        decode.pause()
+        prefill.start("lost", peer, lost, ALL_LARGE[:48])
+        prefill.break_connection(peer)
+        decode.resume()
+        sent = prefill.wait("lost")
+        assert not sent.quiesced
+        beside = decode.reserve("beside", prefill.get_incarnation(), [50])  # goes on in the old zone
+        assert decode.release(lease_of(lost).lease_id, quiesced=False) == "quarantined"
+        decode.wait_for_free(usable)
+        renewed = decode.introduction()
+        assert renewed[3] != introduction[3], "it lies elsewhere"
+        assert decode.state(lease_of(lost).lease_id) == "quarantined", "its zone waits for who is still in it"
+
+        after = decode.reserve("after", prefill.get_incarnation(), [60, 61])
+        with pytest.raises(PeerGone, match="has not been introduced"):
+            prefill.open("after", peer, after, [1, 2])
+        prefill.introduce(*renewed)
+        assert prefill.send("beside", peer, beside, [3]).error is None
+        decode.wait(lease_of(beside).lease_id)
+        assert decode.release(lease_of(beside).lease_id, quiesced=True) == "free"
+        decode.wait_for_state(lease_of(lost).lease_id, "retired")
+        assert prefill.send("after", peer, after, [1, 2]).error is None
+        decode.wait(lease_of(after).lease_id)
+        assert decode.pool_equals([50, 60, 61], [3, 1, 2], seed=1)
+        assert decode.release(lease_of(after).lease_id, quiesced=True) == "free"
+        assert decode.free_blocks() == usable
+        assert decode.metric("serval_kv_zones_renewed_total") == 1
+
+
+def test_bytes_that_come_for_a_retired_zone_find_memory_that_nobody_reads() -> None:
+    """A late writer, as in the measurement of decision 2: here it comes when the zone has been retired for long."""
+    with pair({"renew_after_s": 0.1}) as (decode, prefill):
+        _, peer, *_ = decode.introduction()
+        lease = decode.reserve("late", prefill.get_incarnation(), [1, 2])
+        decode.release(lease_of(lease).lease_id, quiesced=False)
+        decode.wait_for_state(lease_of(lease).lease_id, "retired")
+        address = lease_of(lease).landing_address
+        zone_blocks = decode.introduction()[4]
+        decode.fill_zone(0, zone_blocks, 7)
+        sent = prefill.send("late", peer, lease, [1, 2])
+        assert sent.writes > 0, "it could post: its keys are as good as ever"
+        assert decode.introduction()[3] != address
+        assert decode.count_changed(0, zone_blocks, 7) == 0
+        assert decode.pool_is_zero()
+        assert decode.metric("serval_kv_notifications_dropped_total", reason="unknown_lease") > 0
 
 
 def test_time_in_which_nothing_was_pumped_does_not_count() -> None:

@@ -150,7 +150,9 @@ def test_strangers_are_refused_before_the_first_byte() -> None:
         with pytest.raises(TransferFailed):
             prefill.introduce(theirs[0] + "x", theirs[1], theirs[2], theirs[3] + 4096, theirs[4], theirs[5])
         lease = lease_of(decode.reserve("range", prefill.get_incarnation(), [1, 2]))
-        outside = cluster_pb2.WriteLease(lease_id=99, first_landing_block=blocks - 8, blocks=2, duration_s=5)
+        outside = cluster_pb2.WriteLease(
+            lease_id=99, first_landing_block=blocks - 8, blocks=2, duration_s=5, landing_address=address
+        )
         for bad_lease, source in [(outside, [1, 2]), (lease, [1]), (lease, [1, 1]), (lease, [1, POOL_BLOCKS])]:
             with pytest.raises(InvalidRequest):
                 prefill.open("range", peer, bad_lease.SerializeToString(), source)

@@ -60,7 +60,7 @@ RUNS = (
     Run("the fences alone, no digest (a pump that proves)", f"{REUSE} {FENCES_ALONE}", True),
     Run("the digest alone, no fence", f"{SMALL_REUSE} -DNO_QUIESCE", True),
     Run("every request ends", f"{ONE} -DCHECK_REQUESTS", True, is_liveness=True),
-    Run("every slot returns, unless nobody can tell", f"{ONE} -DCHECK_SLOTS", True, is_liveness=True),
+    Run("every slot returns, also where nobody can tell", f"{ONE} -DCHECK_SLOTS", True, is_liveness=True),
     Run("verified before the copy", f"{SMALL_REUSE} -DVERIFY_FIRST", False, is_tiny=True),
     Run("no quiescing and no digest", f"{SMALL_REUSE} -DNO_QUIESCE -DNO_DIGEST", False, is_tiny=True),
     Run("peers known by name alone", f"{RESTART} -DNAMES_ALONE", False, is_tiny=True),
@@ -69,8 +69,10 @@ RUNS = (
     Run("fences alone, a lease that opens again", f"{SMALL_REUSE} {FENCES_ALONE} -DOPENS_AGAIN", False),
     Run("fences alone, a lost connection forgotten", f"{SMALL_REUSE} {FENCES_ALONE} -DFORGETS", False),
     Run("fences alone, a slot freed by time", f"{SMALL_REUSE} {FENCES_ALONE} -DFREED_BY_TIME", False),
+    Run("fences alone, a retired slot's memory used again", f"{SMALL_REUSE} {FENCES_ALONE} -DSAME_MEMORY", False, is_tiny=True),
+    Run("fences alone, leases that name no zone", f"{SMALL_REUSE} {FENCES_ALONE} -DZONELESS", False),
     Run("a wait without a deadline", f"{ONE} -DCHECK_REQUESTS -DWAITS_FOREVER", False, is_liveness=True),
-    Run("a quarantine that asks once", f"{ONE} -DCHECK_SLOTS -DASKS_ONCE", False, is_liveness=True, is_tiny=True),
+    Run("a quarantine that asks once", f"{ONE} -DCHECK_SLOTS -DASKS_ONCE -DRETIRES=0", False, is_liveness=True, is_tiny=True),
 )
 
 

@@ -24,6 +24,8 @@
  *   FREED_BY_TIME   a lease's end frees its slot
  *   COPY_UNLOCKED   whether the lease is open is asked before the copy, not during it
  *   ASKS_ONCE       a quarantined slot is not asked about again
+ *   SAME_MEMORY     a retired slot's memory is the next one's, under a new registration
+ *   ZONELESS        a lease does not say in which zone it lies: whichever was introduced last is meant
  *   WAITS_FOREVER   neither a request's wait for its KV nor its lease has a deadline
  * Assumption (-D): PUMP_PROVES  after the pump nothing of a dead sender can land. Without it the pump proves nothing.
  * -D FENCE asserts more: no byte lands in a slot that is not its lease's any more. -D LIVENESS: timeouts that come too soon
@@ -50,6 +52,9 @@
 #endif
 #ifndef STOPS
 #define STOPS 1
+#endif
+#ifndef RETIRES
+#define RETIRES 1
 #endif
 #ifndef HASTY
 #define HASTY 1
@@ -110,7 +115,7 @@ mtype:write written[ALL_WRITES] = OVER;
 
 /* ---- the decode worker in its present life */
 
-mtype:slot = { FREE, LEASED, QUIESCING, QUARANTINED, PUMPING };
+mtype:slot = { FREE, LEASED, QUIESCING, QUARANTINED, PUMPING, RETIRED };
 mtype:request = { NONE, REMOTE, HERE, READY };
 
 bool decode_up = true;
@@ -119,6 +124,8 @@ mtype:slot slot_state = FREE;
 byte landing[LAYERS] = EMPTY; /* the slot's bytes */
 byte pool[LAYERS] = EMPTY;    /* the request's blocks in the pool */
 mtype:request request = NONE;
+byte zone;        /* which landing zone is in use: each has addresses of its own */
+byte zone_of[ALL_LEASES];
 byte lease;      /* whose slot it is: global number, as its bytes' tag */
 byte next_lease; /* of this life */
 byte peer;       /* the prefill life that the lease is for */
@@ -142,6 +149,7 @@ bool spent[ALL_LEASES];  /* opened or aborted: can not be opened again */
 bool waiter[ALL_LEASES]; /* an abort waits for the barrier */
 
 byte breaks = BREAKS;
+byte retires = RETIRES;
 byte stops = STOPS;
 byte hasty = HASTY;
 
@@ -159,11 +167,18 @@ byte hasty = HASTY;
 #ifdef NAMES_ALONE
 #define meant_for_this_life(message) true
 #define is_of_this_lease(i) (open && NUMBER_OF(LEASE_OF(i)) == NUMBER_OF(lease) && !arrived[LAYER_OF(i)])
-#define reaches_zone(i) true
+#define reaches_life(i) true
 #else
 #define meant_for_this_life(message) ((message) == 1 + prefill_life)
 #define is_of_this_lease(i) (open && LEASE_OF(i) == lease && !arrived[LAYER_OF(i)])
-#define reaches_zone(i) (LIFE_OF(LEASE_OF(i)) == decode_life)
+#define reaches_life(i) (LIFE_OF(LEASE_OF(i)) == decode_life)
+#endif
+
+/* What is on its way to a retired zone lands in memory that nobody reads. */
+#ifdef ZONELESS
+#define reaches_zone(i) reaches_life(i)
+#else
+#define reaches_zone(i) (reaches_life(i) && zone_of[LEASE_OF(i)] == zone)
 #endif
 
 #if defined(NAMES_ALONE) || defined(ABORT_BY_ADDRESS)
@@ -248,6 +263,7 @@ active proctype Flow() {
         move(FREE, reserve, LEASED);
         lease = decode_life * LEASES + next_lease;
         next_lease++;
+        zone_of[lease] = zone;
         peer = prefill_life;
         open = true;
         request = REMOTE;
@@ -382,6 +398,18 @@ active proctype Janitor() {
         decode_up && peer_is_gone && (slot_state == LEASED || slot_state == QUIESCING || slot_state == QUARANTINED) ->
         fail_lease();
         begin_pumping()
+       }
+    :: d_step { /* nobody has proved anything for too long: another zone takes this one's place */
+        decode_up && slot_state == QUARANTINED && retires > 0 ->
+        retires--;
+        move(QUARANTINED, retire, RETIRED);
+#ifndef SAME_MEMORY
+        zone++;
+        landing[0] = EMPTY;
+        landing[LAYERS - 1] = EMPTY;
+#endif
+        slot_state = FREE;
+        slot_freed()
        }
     :: d_step {
         decode_up && slot_state == PUMPING && is_pumped ->
@@ -627,13 +655,11 @@ active proctype Faults() {
 
 /* ================ every reservation ends */
 
-/* A living sender that can never say: its connection broke with writes under way, or it stands still for good. Its slot stays
- * apart for as long as its process lives (safe, but landing memory is lost meanwhile). */
-#define nobody_can_tell (prefill_up && peer == prefill_life && (transfer[lease] == CUT || stopped_for_good))
+/* Also where nobody can tell: a living sender whose connection broke with writes under way, or that stands still for good. */
 
 #ifdef CHECK_REQUESTS
 ltl requests_end { [] (request == REMOTE -> <> (request != REMOTE)) }
 #endif
 #ifdef CHECK_SLOTS
-ltl slots_return { [] (slot_state != FREE -> <> (slot_state == FREE || nobody_can_tell)) }
+ltl slots_return { [] (slot_state != FREE -> <> (slot_state == FREE)) }
 #endif

@@ -80,7 +80,7 @@ TestSlots.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_every_state_can_be_left_and_nothing_is_freed_without_proof() -> None:
-    assert {state for state, _ in TRANSITIONS} == set(SlotState)
+    assert {state for state, _ in TRANSITIONS} == set(SlotState) - {SlotState.RETIRED}, "whose memory is never used again"
     freeing = {(state, event) for (state, event), after in TRANSITIONS.items() if after is SlotState.FREE}
     assert {event for _, event in freeing} == {SlotEvent.QUIESCED, SlotEvent.PUMPED}
     assert (SlotState.QUARANTINED, SlotEvent.EXPIRE) not in TRANSITIONS

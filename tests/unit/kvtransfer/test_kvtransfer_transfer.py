@@ -27,6 +27,7 @@ def make_transfer(blocks: list[int], layers: int = 4, **settings: Any) -> Transf
         attempt=0,
         peer=1,
         lease_id=1,
+        landing_address=1 << 40,
         first_landing_block=10,
         blocks=BlockList(blocks, 1000),
         layers=layers,
