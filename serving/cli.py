@@ -127,6 +127,22 @@ app.command(name="cost")(cost_cli.cost)
 app.command(name="bench")(benchmarks.load.run)
 
 
+@app.command(name="follow")
+def follow(
+    leader: Annotated[str, typer.Option(help="HOST:PORT where the worker waits: its engine.split_address.")],
+    rank: Annotated[int, typer.Option(min=1, help="Which of the processes this is; the worker itself is 0.")],
+    model: Annotated[
+        Path | None, typer.Option(help="The model's folder on this host. Default: where the worker has it.")
+    ] = None,
+) -> None:
+    """Be one of the processes that share a worker's model, on another host. Ends with the worker; SERVAL_SPLIT_KEY must be its."""
+    from engine.split.follower import follow as run
+    from telemetry import logs
+
+    logs.configure(f"rank-{rank}")
+    run(leader, rank, model.expanduser() if model is not None else None)
+
+
 @app.command(name="doctor")
 def examine(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
     """Say what this machine offers, and what that means."""

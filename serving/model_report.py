@@ -6,18 +6,20 @@ from pathlib import Path
 import torch
 
 from engine.models.blueprint import Parameters, count_draft_head, count_parameters
+from engine.models.held import weight_bytes
 from engine.models.longcat_config import LongcatConfig
 from engine.models.registry import read_model_config
+from engine.split.share import Share
 
 
-def model_report(folder: Path, expert_split: int, memory_gib: float | None = None) -> Iterator[tuple[str, str]]:
-    """Names and values, in the checkpoint's number format. `memory_gib`: of one worker. Raises ConfigError for a model that we
-    cannot serve."""
+def model_report(folder: Path, processes: int, memory_gib: float | None = None) -> Iterator[tuple[str, str]]:
+    """Names and values, in the checkpoint's number format. `processes`: that share the model; `memory_gib`: of each of them.
+    Raises ConfigError for a model that we cannot serve, or not split like that."""
     config = read_model_config(folder)
     value_bytes = getattr(torch, config.checkpoint_dtype).itemsize
     parameters = count_parameters(config)
     kv_bytes = config.kv_bytes_per_token(value_bytes)
-    held, positions = parameters.per_worker(expert_split), config.max_position_embeddings
+    positions = config.max_position_embeddings
     yield "architecture", config.architecture
     yield "number format", config.checkpoint_dtype
     yield "parameters", _count(parameters.total)
@@ -31,15 +33,17 @@ def model_report(folder: Path, expert_split: int, memory_gib: float | None = Non
         )
         yield "MTP head's parameters", f"{shared}, or {own} with an embedding of its own"
     yield "KV of a full context", f"{_size(kv_bytes * positions)} ({positions:,} tokens)"
-    split = f", the experts split over {expert_split} workers" if expert_split > 1 else ""
-    weights_bytes = held * value_bytes
-    yield "weights of a worker", f"{_size(weights_bytes)} ({_count(held)} parameters{split})"
+    share = Share(0, processes)
+    weights_bytes = weight_bytes(config, share)
+    yield "weights of a process", f"{_size(weights_bytes)} (tensor_parallel_size {processes})"
     if isinstance(config, LongcatConfig) and config.weight_block is not None:
-        weights_bytes = parameters.eight_bit_bytes_per_worker(expert_split, value_bytes)
+        weights_bytes = weight_bytes(config, share, eight_bit=True)
         yield (
             "the same in 8 bits",
             f"{_size(weights_bytes)} (all that may stay so; layers left in {config.checkpoint_dtype} add to it)",
         )
+    if drafting is not None:
+        yield "MTP head of a process", _size(weight_bytes(drafting, share) - weight_bytes(config, share))
     if memory_gib is not None:
         room_bytes = int(memory_gib * (1 << 30)) - weights_bytes
         fits = f"{_size(room_bytes)} ({room_bytes // kv_bytes:,} tokens)" if room_bytes > 0 else "none: the weights do not fit"

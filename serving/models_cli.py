@@ -40,15 +40,15 @@ def make_tiny(
 @models.command(name="inspect")
 def inspect(
     folder: Annotated[Path, typer.Argument(help="Hugging Face folder; its config.json is enough.")],
-    expert_split: Annotated[
-        int, typer.Option(min=1, help="Workers that would share the experts, each with all the rest of the model.")
+    tensor_parallel_size: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that would share the model, as engine.tensor_parallel_size.")
     ] = 1,
     memory_gib: Annotated[
-        float | None, typer.Option(min=0, help="Memory of one worker: says how much KV fits beside the weights.")
+        float | None, typer.Option(min=0, help="Memory of each of them: says how much KV fits beside the weights.")
     ] = None,
 ) -> None:
-    """Say how large a model is: parameters, KV cache per token, and what one worker must hold."""
+    """Say how large a model is: parameters, KV cache per token, and what one process must hold."""
     from serving.model_report import model_report
 
-    for name, value in model_report(folder.expanduser(), expert_split, memory_gib):
+    for name, value in model_report(folder.expanduser(), tensor_parallel_size, memory_gib):
         print(f"{name:<24}{value}")

@@ -8,9 +8,11 @@ from math import prod
 import torch
 
 from engine.config import EngineConfig
+from engine.eight_bit import FORMAT
 from engine.models.config import ModelConfig
 from engine.models.longcat_config import LongcatConfig
 from engine.models.registry import build_model
+from engine.models.weights import SCALE_SUFFIX
 
 INPUT_EMBEDDING = "model.embed_tokens.weight"
 NGRAM_TABLES = ".ngram_embeddings.embedders."
@@ -24,20 +26,31 @@ EXPERTS = ".mlp.experts."
 class Blueprint:
     """A TensorSource that holds whatever it is asked for, on the meta device, and notes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, eight_bit: bool = False) -> None:
+        """`eight_bit`: all that may be in 8 bits is, and has scales."""
         self.expected: set[str] = set()
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self._eight_bit = eight_bit
 
     def __contains__(self, name: str) -> bool:
         """No tensor that a checkpoint may hold or not."""
-        return False
+        matrix = name.removesuffix(SCALE_SUFFIX)
+        return self._eight_bit and matrix != name and may_stay_in_eight_bit(matrix)
 
     def expect(self, names: set[str], ignorable: Callable[[str], bool], elsewhere: AbstractSet[str] = frozenset()) -> None:
         self.expected = names - elsewhere
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if name.endswith(SCALE_SUFFIX):
+            return torch.empty(shape, device="meta")
         self.shapes[name] = shape
-        return torch.empty(shape, device="meta")
+        is_eight_bit = self._eight_bit and may_stay_in_eight_bit(name)
+        return torch.empty(shape, dtype=FORMAT if is_eight_bit else torch.float32, device="meta")
+
+
+def may_stay_in_eight_bit(name: str) -> bool:
+    """Whether the matrix `name` is kept in 8 bits where a checkpoint has it so."""
+    return any(part in name for part in (*KEPT_DENSE, EXPERTS))
 
 
 @dataclass(frozen=True)
@@ -52,20 +65,6 @@ class Parameters:
     activated_mean: int
     """If the router treats all experts alike."""
     activated_max: int
-    kept_dense: int = 0
-    """Of those that are no experts', what may stay in 8 bits; so may all experts."""
-
-    def per_worker(self, expert_split: int) -> int:
-        """Parameters that one of `expert_split` workers holds, if they share the experts and each has all the rest."""
-        return self.total - self.experts + self._experts_of_worker(expert_split)
-
-    def eight_bit_bytes_per_worker(self, expert_split: int, value_bytes: int) -> int:
-        """Of the weights, if all that may is in 8 bits and the rest takes `value_bytes` each. Scales, 0.02 %, are left out."""
-        kept = self.kept_dense + self._experts_of_worker(expert_split)
-        return kept + (self.total - self.experts - self.kept_dense) * value_bytes
-
-    def _experts_of_worker(self, expert_split: int) -> int:
-        return -(-self.experts // expert_split)
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -91,7 +90,6 @@ def count_parameters(config: ModelConfig) -> Parameters:
     """From the shapes that config.json implies."""
     shapes = tensor_shapes(config)
     total = sum(map(prod, shapes.values()))
-    kept_dense = sum(prod(shape) for name, shape in shapes.items() if any(part in name for part in KEPT_DENSE))
     experts = sum(prod(shape) for name, shape in shapes.items() if EXPERTS in name)
     always = total - experts
     if "lm_head.weight" in shapes:  # else the table is the head too
@@ -105,4 +103,4 @@ def count_parameters(config: ModelConfig) -> Parameters:
     least, mean, most = (
         round(always + one_expert_per_layer * chosen) for chosen in (fewest, config.mean_real_experts, greatest)
     )
-    return Parameters(total, experts, least, mean, most, kept_dense)
+    return Parameters(total, experts, least, mean, most)

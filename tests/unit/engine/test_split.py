@@ -7,8 +7,10 @@ import pytest
 import torch
 from split_support import SplitUnderTest, recorded, whole
 
+from engine.models.held import held_bytes, weight_bytes
 from engine.models.longcat_flash import LongcatModel
 from engine.sequence import Sequence
+from engine.split.share import Share
 from engine.tiny import write_tiny_llama
 from engine.tiny_longcat import LITE_CONFIG, write_tiny_longcat
 from protocol.errors import ConfigError
@@ -20,6 +22,9 @@ from tests.unit.engine.test_longcat_fp8 import EVEN_BLOCK, pair  # noqa: F401  #
 LENGTHS = (1, 15, 16, 17, 70, 150)
 """Below and above a block, a chunk, and the length from which latents are expanded."""
 CLOSE = 1e-4
+EXPERTS = 16 * 3 * 96 * 48
+LEFT_WIDE = (EXPERTS * (4 - 1) - EXPERTS // 256 * 4) // 2
+"""Bytes of one layer's experts that the 8-bit checkpoint has in float32, above what they would be in 8 bits; of two processes."""
 
 
 def lite(folder: Path) -> Path:
@@ -186,3 +191,26 @@ def test_zero_experts_count_once(tmp_path: Path) -> None:
     expected = whole_tally.read()
     assert [tally.real for tally in tallies] == [expected.real] * 2
     assert sum(tally.product_rows for tally in tallies) == expected.product_rows
+
+
+@pytest.mark.parametrize(
+    ("write", "size", "eight_bit"),
+    [(wide_llama, 4, False), (write_agreeing_longcat, 2, False), (None, 2, True), (lite, 2, False)],
+)
+@pytest.mark.parametrize("pair", [EVEN_BLOCK], ids=["even"], indirect=True)
+def test_what_inspect_says_is_what_is_held(
+    write: Callable[[Path], Path] | None,
+    size: int,
+    eight_bit: bool,
+    tmp_path: Path,
+    pair: tuple[Path, Path],  # noqa: F811
+) -> None:
+    folder = pair[0] if write is None else write(tmp_path / "model")
+    # A pool for all positions of the model: the tables of sines and cosines are as long as that.
+    split = SplitUnderTest(folder, size, fp8_weights="keep", speculation="off", kv_memory_bytes=20 << 20)
+    config = split.engine.model_config
+    for rank, model in split.models.items():
+        expected = weight_bytes(config, Share(rank, size), eight_bit=eight_bit)
+        left = LEFT_WIDE if eight_bit else 0
+        assert held_bytes(model) == expected + left
+    assert split.pools[1].data.nbytes == split.pools[0].num_blocks * 16 * config.kv_bytes_per_token(4)
