@@ -62,6 +62,11 @@ class Dispatcher:
     def open_requests(self) -> int:
         return len(self._open)
 
+    @property
+    def waiting_requests(self) -> int:
+        """Those without a token yet."""
+        return self._open.waiting
+
     async def wait_idle(self) -> None:
         """Returns when no request is open."""
         await self._open.wait_empty()

@@ -28,10 +28,12 @@ from router.openai.front import OpenAiFront
 from router.openai.tokens import TokensFront
 from router.pool_load import ClusterLoad
 from router.responses.front import ResponsesFront
+from router.server_load import server_load
 from router.tenants.keys import ApiKeys
 from router.text.tokenizer import TextTokenizer
 from router.workers import Membership
 from telemetry.metrics import Metrics
+from telemetry.model_server import ServerLoad
 from telemetry.tracing import OFF, Tracing
 
 logger = logging.getLogger(__name__)
@@ -139,6 +141,7 @@ class _Running:
         self.members = Membership(self._me, config.model, metrics)
         accounting.bill_pools(self.members.worker_time)
         self._dispatcher = Dispatcher(config, model, tokenizer, self.members, accounting)
+        metrics.model_server.read_from(self._server_load)
         self._keys.on_reloaded = self._take_tenants
         self._take_tenants()
         admission = Admission(config, model, tokenizer, self.members)
@@ -182,6 +185,10 @@ class _Running:
         ports = BoundPorts(http=self._http.port, grpc=grpc_port, link=link_port)
         logger.info("%s: HTTP %d, gRPC %d, workers %d, model %s", config.host, ports.http, grpc_port, link_port, config.model)
         return ports
+
+    def _server_load(self) -> ServerLoad:
+        dispatcher = self._dispatcher
+        return server_load(self._model.name, dispatcher.open_requests, dispatcher.waiting_requests, self.members)
 
     def _take_tenants(self) -> None:
         """The keys file's limits win over the configured ones."""
