@@ -30,7 +30,8 @@ def held_bytes(model: object) -> int:
 
 def weight_bytes(config: ModelConfig, share: Share, *, eight_bit: bool = False) -> int:
     """What one process of a split would hold of the model, in the checkpoint's number format; with `eight_bit`, in 8 bits all that
-    may stay so. Raises ConfigError where the model cannot be split like that."""
+    may stay so. On a CPU, which lays matrices out anew, a head that is tied takes its memory once more. Raises ConfigError where
+    the model cannot be split like that."""
     settings = EngineConfig(fp8_weights="keep" if eight_bit else "widen", tensor_parallel_size=share.size)
     model = build_model(
         config,

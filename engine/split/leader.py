@@ -115,7 +115,9 @@ class Leader:
     def _start(self, rank: int) -> "subprocess.Popen[bytes]":
         port = self._listener.getsockname()[1]
         command = [sys.executable, "-m", "engine.split.follower", "--leader", f"{self._host}:{port}", "--rank", str(rank)]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=os.environ | {KEY_VARIABLE: self._key})
+        environment = os.environ | {KEY_VARIABLE: self._key}
+        # Ctrl-C in the terminal is for the leader alone: it drains, and computes with them until then.
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
 
     def _accept(self, deadline: float) -> None:
         """Lets one follower in, or a stranger not."""

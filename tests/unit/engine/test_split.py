@@ -195,7 +195,7 @@ def test_zero_experts_count_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("write", "size", "eight_bit"),
-    [(wide_llama, 4, False), (write_agreeing_longcat, 2, False), (None, 2, True), (lite, 2, False)],
+    [(write_tiny_llama, 4, False), (write_agreeing_longcat, 2, False), (None, 2, True), (lite, 2, False)],
 )
 @pytest.mark.parametrize("pair", [EVEN_BLOCK], ids=["even"], indirect=True)
 def test_what_inspect_says_is_what_is_held(
