@@ -3,8 +3,9 @@
 gRPC by itself answers UNKNOWN to each and logs a traceback, which any client could fill a log with.
 """
 
+import contextlib
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -15,7 +16,8 @@ MALFORMED = object()
 
 
 class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Answers INVALID_ARGUMENT to a request that cannot be read. For methods that take one message and are coroutines."""
+    """Answers INVALID_ARGUMENT to a request that cannot be read. For methods that take one message and are coroutines or
+    asynchronous generators."""
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
@@ -25,7 +27,7 @@ class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             return handler
         kind = "unary_stream" if handler.response_streaming else "unary_unary"
         inner, read = getattr(handler, kind), handler.request_deserializer
-        if not inspect.iscoroutinefunction(inner):
+        if not inspect.iscoroutinefunction(inner) and not inspect.isasyncgenfunction(inner):
             return handler
 
         def try_to_read(data: bytes) -> Any:
@@ -36,7 +38,19 @@ class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
         async def call(request: Any, context: Any) -> Any:
             if request is MALFORMED:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is not the message that this method takes")
+                await _refuse(context)
             return await inner(request, context)
 
-        return handler._replace(**{kind: call, "request_deserializer": try_to_read})
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            if request is MALFORMED:
+                await _refuse(context)
+            async with contextlib.aclosing(inner(request, context)) as answers:
+                async for answer in answers:
+                    yield answer
+
+        answering = stream if inspect.isasyncgenfunction(inner) else call
+        return handler._replace(**{kind: answering, "request_deserializer": try_to_read})
+
+
+async def _refuse(context: Any) -> None:
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is not the message that this method takes")
