@@ -45,6 +45,10 @@ GROWN_RSS_MIB = 24.0
 GROWN_DESCRIPTORS = 8
 """Workers that come and go move the count by a few sockets."""
 
+LIVING_DECODES = 2
+"""A kill waits until there are so many: with the last one dead the cluster has no capacity, which is not what is tried here.
+On a machine that replaces a worker within the time between two kills it never waits."""
+
 LONG_LIVED = ("launcher", "router")
 
 NICE_BY = 5
@@ -93,6 +97,8 @@ class Load:
     said: list[Said] = field(default_factory=list)
     kills: list[Kill] = field(default_factory=list)
     started_s: float = field(default_factory=time.monotonic)
+    postponed_s: float = 0.0
+    """For which no worker was killed because too few were left to go on with what one had."""
     _is_over: bool = False
 
     async def run(self) -> None:
@@ -133,8 +139,13 @@ class Load:
                 due_s += self.plan.kill_every_s
                 await asyncio.sleep(max(0.0, due_s - time.monotonic()))
                 living = await self.cluster.workers()
-                if self._is_over or not living:
-                    continue
+                while sum(worker.role == "decode" for worker in living) < LIVING_DECODES and not self._is_over:
+                    self.postponed_s += 0.5
+                    await asyncio.sleep(0.5)
+                    living = await self.cluster.workers()
+                if self._is_over:
+                    break
+                due_s = max(due_s, time.monotonic() - self.plan.kill_every_s)  # what was postponed is not made up for
                 victim = draw.choice(living)
                 self.cluster.note_pids()
                 with contextlib.suppress(ProcessLookupError):  # it died a moment ago
@@ -224,6 +235,7 @@ def report(load: Load, wrong: list[str], watch: Watch, outcomes: dict[str, int],
         "outcomes": outcomes,
         "tokens": sum(said.num_tokens for said in load.said),
         "kills": len(load.kills),
+        "postponed_s": load.postponed_s,
         "kills_by_worker": dict(Counter(kill.worker for kill in load.kills)),
         "back_s": _spread([kill.back_s for kill in load.kills if kill.back_s is not None]),
         "not_back": sum(kill.back_s is None for kill in load.kills),
