@@ -21,6 +21,11 @@ def pool_of(deployment: Deployment, role: Role) -> PoolConfig:
     return {"router": kubernetes.router, "prefill": kubernetes.prefill, "decode": kubernetes.decode}[role]
 
 
+def gpus_of(deployment: Deployment, role: Role) -> int:
+    """GPUs of one pod: one for each process that shares the model in it."""
+    return pool_of(deployment, role).gpus * (1 + (deployment.config.engine.own_followers if role != "router" else 0))
+
+
 def routers_address(deployment: Deployment) -> str:
     """What workers are told: every address behind the name is a router."""
     return f"{DNS}{host_of(deployment, 'routers')}:{deployment.config.router.link_port}"
@@ -81,8 +86,8 @@ def ports(deployment: Deployment, role: Role) -> list[dict[str, Any]]:
 def resources(deployment: Deployment, role: Role) -> dict[str, Any]:
     pool, rdma = pool_of(deployment, role), deployment.kubernetes.rdma
     limits: dict[str, str] = {"memory": pool.memory}
-    if pool.gpus:
-        limits[pool.gpu_resource] = str(pool.gpus)
+    if gpus := gpus_of(deployment, role):
+        limits[pool.gpu_resource] = str(gpus)
     if rdma and role != "router":
         limits[rdma.resource] = str(rdma.count)
     if pool.hugepages_2mi:

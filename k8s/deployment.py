@@ -104,6 +104,10 @@ def _check(config: ServalConfig) -> None:
             raise ConfigError(f"router.{name}: must be 1024 or more on Kubernetes: a Service names it, and no process is root")
     if not config.cluster.metrics_port:
         raise ConfigError("cluster.metrics_port: must be a port on Kubernetes, not 0: Prometheus is told which")
+    if config.engine.own_followers < config.engine.tensor_parallel_size - 1:
+        raise ConfigError(
+            "engine.local_followers: must be left out on Kubernetes: a worker is one pod, on a machine with all GPUs of its model"
+        )
     if config.transfer.net_device == LOOPBACK:
         raise ConfigError(
             f"transfer.net_device: {LOOPBACK} reaches no other pod; name the pods' device, such as eth0 or mlx5_0:1"

@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
+from k8s.container import port_numbers
 from k8s.dashboards import dashboards
 from k8s.deployment import Deployment
 from k8s.objects import PREFIX, WORKERS, Manifest, manifest, selector
 from k8s.rules import groups
+from serving.roles import Role
 
 PERIOD = "15s"
 
@@ -15,7 +17,7 @@ GRAFANA = {"grafana_dashboard": "1"}
 
 
 def monitors(deployment: Deployment) -> list[Manifest]:
-    """By pod and not by Service: a worker has none, and a router that is not ready is the one to look at."""
+    """By pod, which needs no Service and sees a router that is not ready; or by Services that are there for that alone."""
     router: dict[str, Any] = {"port": "http", "path": "/metrics", "interval": PERIOD, "scrapeTimeout": "10s"}
     if deployment.config.router.tls:
         # Prometheus dials a pod's address, which is in no certificate; the figures hold no secret.
@@ -25,6 +27,11 @@ def monitors(deployment: Deployment) -> list[Manifest]:
         "matchLabels": selector(deployment),
         "matchExpressions": [{"key": f"{PREFIX}/component", "operator": "In", "values": list(WORKERS)}],
     }
+    if deployment.kubernetes.monitors == "services":
+        return [
+            *_by_service(deployment, "router", router),
+            *(one for role in WORKERS for one in _by_service(deployment, role, worker)),
+        ]
     return [
         _monitor(deployment, "routers", {"matchLabels": selector(deployment, "router")}, router),
         _monitor(deployment, "workers", workers, worker),
@@ -46,6 +53,16 @@ def boards(deployment: Deployment) -> list[Manifest]:
         one["metadata"]["labels"] |= GRAFANA
         found.append(one)
     return found
+
+
+def _by_service(deployment: Deployment, role: Role, endpoint: dict[str, Any]) -> list[Manifest]:
+    """A headless Service that lists all pods of the role, ready or not, and a monitor of that Service alone."""
+    part, port = f"{role}-metrics", endpoint["port"]
+    ports = [{"name": port, "port": port_numbers(deployment, role)[port], "targetPort": port, "protocol": "TCP"}]
+    listed = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": selector(deployment, role), "ports": ports}
+    service = manifest(deployment, "v1", "Service", part, part, spec=listed)
+    spec = {"selector": {"matchLabels": selector(deployment, part)}, "endpoints": [endpoint]}
+    return [service, manifest(deployment, "monitoring.coreos.com/v1", "ServiceMonitor", part, spec=spec)]
 
 
 def _monitor(deployment: Deployment, part: str, chosen: dict[str, Any], endpoint: dict[str, Any]) -> Manifest:

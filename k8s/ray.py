@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from k8s.config import PoolConfig
-from k8s.container import START_PERIOD_S, environment, pool_of, ports, probes, resources, routers_address, security
+from k8s.container import START_PERIOD_S, environment, gpus_of, pool_of, ports, probes, resources, routers_address, security
 from k8s.deployment import CONFIG_FILE, CONFIG_FOLDER, Deployment
 from k8s.objects import ROLES, Manifest, dump, full_name, labels, manifest
 from k8s.pod import as_nobody, metadata, spec
@@ -34,7 +34,9 @@ def workloads(deployment: Deployment) -> list[Manifest]:
     if settings.autoscale:
         cluster["autoscalerOptions"] = _autoscaler()
     if settings.redis_address:
-        cluster["gcsFaultToleranceOptions"] = {"redisAddress": settings.redis_address}
+        password = {"valueFrom": {"secretKeyRef": {"name": settings.redis_secret, "key": "password"}}}
+        secret = {"redisPassword": password} if settings.redis_secret else {}
+        cluster["gcsFaultToleranceOptions"] = {"redisAddress": settings.redis_address, **secret}
     cluster["headGroupSpec"] = _head(deployment)
     cluster["workerGroupSpecs"] = [_group(deployment, role) for role in ROLES]
     content = {
@@ -63,7 +65,7 @@ def serve_config(deployment: Deployment) -> dict[str, Any]:
 def _serve_deployment(deployment: Deployment, role: Role) -> dict[str, Any]:
     pool = pool_of(deployment, role)
     # One process per pod of its own group: that is what the resource with the role's name says.
-    actor = {"num_cpus": 0, "num_gpus": pool.gpus, "resources": {role: 1}}
+    actor = {"num_cpus": 0, "num_gpus": gpus_of(deployment, role), "resources": {role: 1}}
     settings = replica_settings(deployment.config.cluster)
     return {"name": DEPLOYMENTS[role], "num_replicas": pool.replicas, **settings, "ray_actor_options": actor}
 

@@ -64,7 +64,7 @@ class Api:
         """Whether the cluster has this kind of object."""
         if api_version not in self._plurals:
             try:
-                found = self._ask("GET", _group(api_version), f"list kinds of {api_version}", api_version)
+                found = self._ask("GET", _group(api_version), "look up the kinds of", api_version)
             except Missing:
                 found = {"resources": []}
             names = {one["kind"]: one["name"] for one in found["resources"] if "/" not in one["name"]}
@@ -159,7 +159,7 @@ class Api:
                     return answer
                 error: ClusterError = from_status(act, what, code, answer, self._role)
                 passes = code in AGAIN
-            except exceptions.TimeoutError as cause:
+            except exceptions.ReadTimeoutError as cause:
                 where = f"the API server {self.address} did not answer within {self._timeout_s:g} s"
                 raise Unreachable(f"{where} ({act} {what})") from cause
             except exceptions.HTTPError as cause:

@@ -14,7 +14,7 @@ from tests.apiserver.resources import Object, Resource
 
 
 @functools.cache
-def _schema(resource: Resource) -> jsonschema.Draft202012Validator:
+def strict_schema(resource: Resource) -> jsonschema.Draft202012Validator:
     """Of a built-in kind, without unknown fields."""
     version = schemas.latest_version()
     folder, minor = f"kubernetes-json-schema/v{version}-local-strict", schemas.major_minor(version)
@@ -34,7 +34,7 @@ def refuse_unknown(resource: Resource, one: Object) -> None:
     """Strict field validation. Raises 400."""
     if resource.schema is not None or resource.group in ("ray.io", "monitoring.coreos.com", "apiextensions.k8s.io"):
         return
-    for error in _schema(resource).iter_errors({name: value for name, value in one.items() if name != "status"}):
+    for error in strict_schema(resource).iter_errors({name: value for name, value in one.items() if name != "status"}):
         if error.validator == "additionalProperties":
             path = ".".join(map(str, error.absolute_path))
             raise ApiError(400, f'strict decoding error: unknown field in "{path}": {error.message}')

@@ -8,9 +8,12 @@ from pydantic import BaseModel
 
 from k8s.config import KubernetesConfig
 from k8s.deployment import load
+from k8s.objects import ROLES
+from k8s.ray import serve_config
+from k8s.render import objects
 from protocol.errors import ConfigError
 from serving.cli import app
-from tests.unit.k8s.k8s_support import all_objects, each_deployment, of_kind
+from tests.unit.k8s.k8s_support import all_objects, each_deployment, of_kind, pods
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,7 @@ from tests.unit.k8s.k8s_support import all_objects, each_deployment, of_kind
         ("transfer.net_device", "lo", "transfer.net_device: lo reaches no other pod"),
         ("router.http_port", 80, "router.http_port: must be 1024 or more on Kubernetes"),
         ("cluster.metrics_port", 0, "cluster.metrics_port: must be a port on Kubernetes"),
+        ("kubernetes.ray.redis_address", "redis", "kubernetes.ray.redis_address: "),
         ("model", "here", "model: must be the absolute path"),
         ("engine.block_size", 0, "engine.block_size: must be greater than or equal to 1, not 0"),
     ],
@@ -35,6 +39,49 @@ def test_a_wrong_setting_is_named(name: str, value: object, message: str) -> Non
         load(None, None, {name: value})
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
+
+
+def test_a_worker_is_one_pod_with_a_gpu_for_each_of_its_processes() -> None:
+    split = {"engine.tensor_parallel_size": 4}
+    with pytest.raises(ConfigError, match=r"^engine.local_followers: must be left out on Kubernetes"):
+        load(None, "gpu", split | {"engine.local_followers": 1})
+    for flavour in ("plain", "rayservice"):
+        found = pods(objects(load(None, "gpu", split | {"kubernetes.flavour": flavour})))
+        gpus = {role: found[role]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for role in ROLES}
+        assert gpus == {"router": None, "prefill": "4", "decode": "4"}
+    served = serve_config(load(None, "gpu", split))["applications"][0]["deployments"]
+    assert [one["ray_actor_options"]["num_gpus"] for one in served] == [0, 4, 4]
+
+
+def test_the_heads_state_may_outlive_it() -> None:
+    settings = {"kubernetes__ray__redis_address": "redis.db:6379", "kubernetes__ray__redis_secret": "redis"}
+    found = all_objects(None, "rayservice", **settings)
+    options = of_kind(found, "RayService")["serval"]["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    password = {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}}
+    assert options == {"redisAddress": "redis.db:6379", "redisPassword": password}
+    assert ("anyone", "6379") in reached(found, "serval-head", "egress")
+
+
+@pytest.mark.parametrize("overlay", ["gpu", None])
+def test_figures_by_service_are_those_of_every_pod_once(overlay: str | None) -> None:
+    found = all_objects(overlay, "plain", kubernetes__monitors="services")
+    assert not of_kind(found, "PodMonitor")
+    services, monitors = of_kind(found, "Service"), of_kind(found, "ServiceMonitor")
+    by_pod = of_kind(all_objects(overlay, "plain"), "PodMonitor")
+    for role in ROLES:
+        name = f"serval-{role}-metrics"
+        chosen = monitors[name]["spec"]["selector"]["matchLabels"].items()
+        assert [one for one, service in services.items() if chosen <= service["metadata"]["labels"].items()] == [name]
+        spec = services[name]["spec"]
+        assert (spec["clusterIP"], spec["publishNotReadyAddresses"]) == ("None", True)
+        assert spec["selector"].items() <= pods(found)[role]["metadata"]["labels"].items()
+        [endpoint] = monitors[name]["spec"]["endpoints"]
+        named = {port["name"]: port["containerPort"] for port in pods(found)[role]["spec"]["containers"][0]["ports"]}
+        assert spec["ports"] == [
+            {"name": endpoint["port"], "port": named[endpoint["port"]], "targetPort": endpoint["port"], "protocol": "TCP"}
+        ]
+        part = "routers" if role == "router" else "workers"
+        assert [endpoint] == by_pod[f"serval-{part}"]["spec"]["podMetricsEndpoints"]
 
 
 def test_an_unknown_overlay_is_told_the_known_ones() -> None:

@@ -44,6 +44,34 @@ def test_the_linter_finds_nothing(overlay: str | None, flavour: str, tmp_path: P
     assert (capsys.readouterr().out.strip(), status) == ("", 0)
 
 
+@pytest.mark.parametrize("flavour", ["plain", "rayservice"])
+def test_nothing_is_wrong_with_what_few_ask_for(flavour: str, tmp_path: Path, capsys: Any) -> None:
+    settings = {"kubernetes__monitors": "services", "engine__tensor_parallel_size": 8}
+    settings |= {"kubernetes__ray__redis_address": "redis.db:6379", "kubernetes__ray__redis_secret": "redis"}
+    found = all_objects("gpu", flavour, **settings)
+    file = tmp_path / "all.yaml"
+    file.write_text(to_yaml([*found, *as_deployments(found)]))
+    status = linter().main(["--crds", str(SHARED / "crds"), "--external", f"{CLAIMS},redis", str(file)])
+    assert (capsys.readouterr().out.strip(), status) == ("", 0)
+
+
+@each_deployment
+def test_kubernetes_own_schemas_are_kept_to_the_letter(overlay: str | None, flavour: str) -> None:
+    """`kubernetes-validate --strict`, which reads its schemas anew for each object. Custom resources are the linter's."""
+    pytest.importorskip("kubernetes_validate", reason="the schemas are its")
+    from tests.apiserver.checks import strict_schema
+    from tests.apiserver.resources import BUILT_IN
+
+    known = {(one.api_version, one.kind): one for one in BUILT_IN}
+    found = all_objects(overlay, flavour)
+    count = 0
+    for one in [*found, *as_deployments(found)]:
+        if resource := known.get((one["apiVersion"], one["kind"])):
+            assert [error.message for error in strict_schema(resource).iter_errors(one)] == []
+            count += 1
+    assert count >= len([one for one in found if "." not in one["apiVersion"].partition("/")[0]]) > 10
+
+
 def test_the_linter_would_find_a_fault(tmp_path: Path, capsys: Any) -> None:
     found = all_objects("gpu", "plain")
     of_kind(found, "Deployment")["serval-decode"]["spec"]["template"]["spec"]["containers"][0]["resorces"] = {}
