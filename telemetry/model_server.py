@@ -1,6 +1,6 @@
 """The load of a whole server, in the words of Kubernetes' Gateway API inference extension.
 
-Its endpoint picker reads these gauges of every endpoint to choose one. The names are vLLM's: it knows them unless it is told others.
+Its endpoint picker reads these gauges of every endpoint to choose one. The names are vLLM's, known to it unless it is told others.
 Source: the extension's model server protocol (docs/proposals/003-model-server-protocol), version 1 of InferencePool.
 """
 
