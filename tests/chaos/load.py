@@ -22,10 +22,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import httpx
 from chaos_asks import ChaosAsk, OneProcess, Wanted, plain_ask
 from chaos_clients import Clients, Said
 from chaos_watch import Watch
-from cluster_harness import ClusterSpec, RunningCluster
+from cluster_harness import ClusterSpec, RunningCluster, WorkerView
 from tokenizers import Tokenizer
 
 from benchmarks.paired import Machine
@@ -119,7 +120,7 @@ class Load:
         """Renices the workers that serve, whenever there are new ones."""
         reniced: set[str] = set()
         while True:
-            for worker in await self.cluster.workers():
+            for worker in await self._living():
                 if worker.incarnation not in reniced:
                     reniced.add(worker.incarnation)
                     _renice(worker.pid)
@@ -138,11 +139,11 @@ class Load:
             while not self._is_over:
                 due_s += self.plan.kill_every_s
                 await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-                living = await self.cluster.workers()
+                living = await self._living()
                 while sum(worker.role == "decode" for worker in living) < LIVING_DECODES and not self._is_over:
                     self.postponed_s += 0.5
                     await asyncio.sleep(0.5)
-                    living = await self.cluster.workers()
+                    living = await self._living()
                 if self._is_over:
                     break
                 due_s = max(due_s, time.monotonic() - self.plan.kill_every_s)  # what was postponed is not made up for
@@ -154,11 +155,18 @@ class Load:
                 self.kills.append(kill)
                 watchers.create_task(self._see_back(kill, victim.incarnation))
 
+    async def _living(self) -> list[WorkerView]:
+        """Nobody while the router takes too long to say."""
+        try:
+            return await self.cluster.workers()
+        except httpx.HTTPError:
+            return []
+
     async def _see_back(self, kill: Kill, dead: str) -> None:
         killed_s = time.monotonic()
         while time.monotonic() < killed_s + BACK_TIMEOUT_S and kill.back_s is None:
             await asyncio.sleep(0.25)
-            joined = {worker.name: worker.incarnation for worker in await self.cluster.workers()}
+            joined = {worker.name: worker.incarnation for worker in await self._living()}
             if joined.get(kill.worker, dead) != dead:
                 kill.back_s = round(time.monotonic() - killed_s, 2)
 

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 PARTS: Mapping[str, tuple[str, ...]] = {
     "matrix": ("tests/chaos/matrix.py", "--out", "{out}"),
     "load": ("tests/chaos/load.py", "--out", "{out}"),
+    "soak": ("tests/chaos/soak.py", "--out", "{out}"),
+    "fuzz": ("tests/fuzz/fuzz.py", "--out", "{out}"),
     "model": ("tests/model/check.py",),
 }
 """Script and arguments of each part. A part bounds its own time, shows its progress and ends with 0 when all was as promised."""
@@ -28,7 +30,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 def run(part: str, out: Path, more: list[str]) -> int:
     """The part's exit status. `more` are arguments to it."""
     command = [sys.executable, *(word.format(out=out) for word in PARTS[part]), *more]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "cluster"), os.environ.get("PYTHONPATH", "")])
+    folders = [ROOT, ROOT / "tests" / "cluster", ROOT / "tests" / "integration"]
+    paths = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     print(f"== {part}: {' '.join(command[1:])}", flush=True)
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}).returncode
 
