@@ -67,16 +67,16 @@ class EngineConfig(BaseModel):
     )
     cuda_graphs: Literal["auto", "off"] = Field(
         default="auto",
-        description="auto: on a GPU decode steps are captured as CUDA graphs at start, one for each batch size, and replayed: target, "
-        "drawing, verification and the draft head without the host between their kernels. Steps that a graph cannot hold (prompts, "
-        "grammars, penalties, log-probabilities) are launched operation by operation, as all are with off, and on a CPU.",
+        description="auto: on a GPU decode steps are captured as CUDA graphs at start, one for each batch size, and replayed: "
+        "target, drawing, verification and the draft head without the host between their kernels. Steps that a graph cannot hold "
+        "(prompts, grammars, penalties, log-probabilities) are launched operation by operation, as all are with off, and on a CPU.",
     )
     cuda_graph_sizes: tuple[int, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Numbers of sequences for which decode steps are captured; a batch takes the next larger one, and larger batches "
-        "none. Each size is three graphs, or six where tokens are guessed, of some MiB. None: 1, 2, 4 … max_sequences, so that at "
-        "most half of a batch is filled up.",
+        description="Numbers of sequences for which decode steps are captured; a batch takes the next larger one, and larger "
+        "batches none. Each size is three graphs, or six where tokens are guessed, of some MiB. None: 1, 2, 4 … max_sequences, so "
+        "that at most half of a batch is filled up.",
     )
     max_model_len: int | None = Field(
         default=None, ge=2, description="Longest prompt plus answer, in tokens. None: what the model was trained for."

@@ -10,6 +10,7 @@ import torch
 
 from engine.answered import Answered, take_tokens
 from engine.config import EngineConfig
+from engine.decode_graph.choice import make_step_graphs
 from engine.ending import Ending, ending_of
 from engine.forward_pass import ForwardPass
 from engine.grammar import Grammars
@@ -77,7 +78,8 @@ class Engine:
         self._speculation = make_speculation(config, model, pool, self._attention, max_model_len, self.recent, metrics)
         sampler = Sampler(model.config.eos_token_ids, model.config.vocab_size, grammars)
         thread = LaunchThread(config.threads) if self._may_go_ahead and model.device.type == "cpu" else None
-        self._forward_pass = ForwardPass(model, pool, self._attention, sampler, self._speculation, thread)
+        graphs = None if on_layer is not None else make_step_graphs(config, model, pool, self._attention, max_model_len)
+        self._forward_pass = ForwardPass(model, pool, self._attention, sampler, self._speculation, thread, graphs)
         self._scheduler = Scheduler(
             self.kv_cache,
             max_batch_tokens=config.max_batch_tokens,
@@ -225,7 +227,7 @@ class Engine:
         self._read_inbox()
         while True:
             newest = self._in_flight.newest.launched if self._in_flight else None
-            schedule = self._scheduler.schedule() if newest is None else self._ahead.schedule(newest.batch)
+            schedule = self._scheduler.schedule() if newest is None else self._ahead.schedule(newest)
             self._endings += schedule.endings
             if not schedule.spans:
                 return schedule

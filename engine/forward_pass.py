@@ -3,15 +3,17 @@
 What the host has to contribute is made and brought to the device first, what it wants to know is read last, together.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import torch
 
 from engine.attention.base import AttentionBackend
 from engine.batch import Batch, Span
+from engine.decode_graph.graphs import StepGraphs
 from engine.kv_pool import KVPool
 from engine.launch_thread import LaunchThread
-from engine.launched import Computed, Launched
+from engine.launched import Computed, Launched, Results
 from engine.models.base import Model, OnHidden, OnLayer
 from engine.prompt_logprobs import score_prompts
 from engine.sampler import Sampler, SamplingPlan
@@ -30,14 +32,17 @@ class ForwardPass:
         sampler: Sampler,
         speculation: Speculation | None,
         thread: LaunchThread | None = None,
+        graphs: StepGraphs | None = None,
     ) -> None:
-        """`thread`: computes, for a device that does nothing while nobody waits for it. None: the calling thread does."""
+        """`thread`: computes, for a device that does nothing while nobody waits for it. None: the calling thread does.
+        `graphs`: the decode steps that are replayed; all others, or all, are computed call by call."""
         self._model = model
         self._pool = pool
         self._attention = attention
         self._sampler = sampler
         self._speculation = speculation
         self._thread = thread
+        self._graphs = graphs
         self._drafts_from_hidden = speculation is not None and speculation.needs_hidden
 
     def launch(self, spans: list[Span], on_layer: OnLayer | None, after: Launched | None = None) -> Launched:
@@ -46,21 +51,28 @@ class ForwardPass:
 
         `after`: the pass launched last, where the spans' tokens are those that it draws, read or not.
         """
+        replay = None if self._graphs is None or on_layer is not None else self._graphs.launch(spans, after)
+        if replay is not None:
+            return Launched(spans, spans, self._model.device, self._start(replay))
         batch = Batch(spans, self._pool.block_size, self._model.device, shifted=self._drafts_from_hidden)
         plan = self._sampler.plan(batch.sampled, batch.device)
         verification = Verification(batch)
-        rows = None if after is None else after.rows_of(spans)
+        rows = None if after is None else torch.tensor(after.places_of(spans), device=batch.device)
 
         def compute() -> Computed | None:
             if after is not None and rows is not None:
                 batch.token_ids = after.last_tokens()[rows]
             return self._compute(batch, plan, verification, on_layer)
 
-        if self._thread is not None and on_layer is None:
-            return Launched(batch, self._thread.launch(compute))
-        computed: Future[Computed | None] = Future()
+        return Launched(spans, batch.sampled_spans, batch.device, self._start(compute, here=on_layer is not None))
+
+    def _start(self, compute: Callable[[], Results | None], *, here: bool = False) -> "Future[Results | None]":
+        """`here`: in this thread, whatever there is."""
+        if self._thread is not None and not here:
+            return self._thread.launch(compute)
+        computed: Future[Results | None] = Future()
         computed.set_result(compute())
-        return Launched(batch, computed)
+        return computed
 
     def _compute(
         self, batch: Batch, plan: SamplingPlan, verification: Verification, on_layer: OnLayer | None

@@ -1,74 +1,96 @@
 """A forward pass that was launched, and how its results come to the host."""
 
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
+from typing import Protocol
 
 import torch
 
 from engine.answered import Answered
-from engine.batch import Batch, Span
+from engine.batch import Span
+from engine.host_copy import HostCopy
+from engine.logprobs import TokenLogprobs
 from engine.sampler import Drawn
 from engine.speculation.verify import Verified
 
 
+class Results(Protocol):
+    """What one pass drew; on its way to the host."""
+
+    def numbers(self) -> list[int]:
+        """Tokens of all sampled rows, accepted guesses of all sampled spans, new guesses. Waits for the device."""
+
+    def logprobs(self) -> Mapping[int, TokenLogprobs]:
+        """By sampled row, where asked for. Waits for the device."""
+
+    def last_tokens(self) -> torch.Tensor:
+        """int64, of each sampled span what was drawn last: on the device, until the next pass has begun."""
+
+
 class Computed:
-    """What one pass drew, on the device; its copy for the host is on its way from here on."""
+    """Results of a pass whose tensors are its own."""
 
     def __init__(self, drawn: Drawn, verified: Verified, guesses: torch.Tensor | None) -> None:
         """`guesses`: int64 [sampled spans, n], for what follows."""
-        self.drawn = drawn
-        self.verified = verified
+        self._drawn = drawn
+        self._verified = verified
         parts = [verified.tokens, verified.accepted, *([] if guesses is None else [guesses.flatten()])]
-        self._numbers = torch.cat(parts)
-        self._copied: torch.cuda.Event | None = None
-        if self._numbers.device.type == "cuda":
-            # So that the reader waits for this pass, and not for those that were launched after it.
-            pinned = torch.empty(self._numbers.shape, dtype=self._numbers.dtype, pin_memory=True)
-            self._numbers = pinned.copy_(self._numbers, non_blocking=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
+        self._numbers = HostCopy(torch.cat(parts))
 
     def numbers(self) -> list[int]:
-        """Tokens of all rows, accepted guesses of all sampled spans, new guesses. Waits for the device."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        numbers: list[int] = self._numbers.tolist()
-        return numbers
+        return self._numbers.read()
+
+    def logprobs(self) -> Mapping[int, TokenLogprobs]:
+        return self._drawn.read_logprobs()
+
+    def last_tokens(self) -> torch.Tensor:
+        return self._verified.tokens[self._verified.last_rows]
 
 
 class Launched:
     """Its tokens can be gone on from at once; its results are to be read once."""
 
-    def __init__(self, batch: Batch, computed: "Future[Computed | None]") -> None:
-        self.batch = batch
-        self._computed = computed
+    def __init__(
+        self,
+        spans: SequenceOf[Span],
+        sampled_spans: SequenceOf[Span],
+        device: torch.device,
+        results: "Future[Results | None]",
+    ) -> None:
+        """`sampled_spans`: those of `spans` for which a token is drawn. `results`: None where there are none."""
+        self.spans = spans
+        self.sampled_spans = sampled_spans
+        self._device = device
+        self._results = results
 
-    def rows_of(self, spans: list[Span]) -> torch.Tensor:
+    def places_of(self, spans: SequenceOf[Span]) -> list[int]:
         """Of each span's sequence, its place in `last_tokens`."""
-        places = {span.sequence: place for place, span in enumerate(self.batch.sampled_spans)}
-        return torch.tensor([places[span.sequence] for span in spans], device=self.batch.device)
+        places = {span.sequence: place for place, span in enumerate(self.sampled_spans)}
+        return [places[span.sequence] for span in spans]
 
     def last_tokens(self) -> torch.Tensor:
-        """int64 [sampled spans]: what was drawn last for each, on the device. For whoever computes after it."""
-        computed = self._computed.result()
-        assert computed is not None
-        return computed.verified.tokens[computed.verified.last_rows]
+        """int64, one for each of `sampled_spans`, maybe more behind: what was drawn last, on the device. For whoever computes
+        next."""
+        results = self._results.result()
+        assert results is not None
+        return results.last_tokens()
 
     def wait(self) -> None:
         """Until it is over, well or not: it writes to no block any more."""
-        self._computed.exception()
-        if self.batch.device.type == "cuda":
-            torch.cuda.synchronize(self.batch.device)
+        self._results.exception()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def read(self) -> list[Answered]:
-        """Waits for the device. One per span of `batch.sampled_spans`. Raises what went wrong."""
-        computed = self._computed.result()
-        if computed is None:
+        """Waits for the device. One per span of `sampled_spans`. Raises what went wrong."""
+        results = self._results.result()
+        if results is None:
             return []
-        spans, count = self.batch.sampled_spans, len(self.batch.sampled)
-        numbers = computed.numbers()
+        spans, count = self.sampled_spans, sum(1 + len(span.drafts) for span in self.sampled_spans)
+        numbers, logprobs = results.numbers(), results.logprobs()
         tokens, accepted, guesses = numbers[:count], numbers[count : count + len(spans)], numbers[count + len(spans) :]
         each = len(guesses) // len(spans)
-        logprobs = computed.drawn.read_logprobs()
         answered, first = [], 0
         for index, (span, holds) in enumerate(zip(spans, accepted, strict=True)):
             rows = range(first, first + holds + 1)

@@ -92,10 +92,14 @@ class _Random:
 
     def draw(self, logits: torch.Tensor) -> torch.Tensor:
         """`logits` float32, one row each."""
-        logits = self._truncate(logits / self._temperatures)
-        # float64: the draws' 53 bits keep their meaning over a vocabulary of 150,000.
-        cumulative = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum(dim=-1)
-        total = cumulative[:, -1:]
-        # Strictly below the total, so the first entry above it exists and has a probability greater than 0.
-        target = torch.minimum(self._numbers * total, torch.nextafter(total, torch.zeros_like(total)))
-        return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+        return draw_at(self._truncate(logits / self._temperatures), self._numbers)
+
+
+def draw_at(logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """One token of each row of float32 [rows, vocab_size], at its number 0 ≤ u < 1, float64 [rows, 1]. Waits for nothing."""
+    # float64: the draws' 53 bits keep their meaning over a vocabulary of 150,000.
+    cumulative = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    # Strictly below the total, so the first entry above it exists and has a probability greater than 0.
+    target = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1)

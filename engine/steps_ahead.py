@@ -1,8 +1,9 @@
 """The step after steps whose results nobody has read yet: what can be decided about it without them. A pure decision."""
 
-from engine.batch import Batch, Span
+from engine.batch import Span
 from engine.block_allocator import OutOfBlocks
 from engine.kv_cache import KVCache
+from engine.launched import Launched
 from engine.scheduler import Schedule, Scheduler
 from engine.sequence import Sequence
 
@@ -20,7 +21,7 @@ class StepsAhead:
         self._kv_cache = kv_cache
         self._max_model_len = max_model_len
 
-    def schedule(self, last: Batch) -> Schedule:
+    def schedule(self, last: Launched) -> Schedule:
         """What follows `last`, the step launched last; without spans where its results, or those before, must be known first."""
         going_on = self._going_on(last)
         if going_on is None or not all(self._has_room(sequence) for sequence in going_on):
@@ -31,7 +32,7 @@ class StepsAhead:
             spans.append(Span(sequence, end - 1, end, unread=sequence.in_flight))
         return Schedule(spans, [], 0)
 
-    def _going_on(self, last: Batch) -> list[Sequence] | None:
+    def _going_on(self, last: Launched) -> list[Sequence] | None:
         """In the order of `last`; None where it cannot be told yet."""
         if self._scheduler.could_admit or len(last.sampled_spans) < len(last.spans):
             return None

@@ -47,16 +47,34 @@ class Truncation:
 
     def _keep_nucleus(self, logits: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
         """The likeliest tokens whose probabilities reach top_p together, the one that crosses it included."""
-        off = mass == 1.0
         normaliser = logits.logsumexp(dim=-1, keepdim=True)
         if not self._sorts_all:
             largest = logits.topk(min(NUCLEUS_CANDIDATES, logits.shape[-1]), dim=-1).values
             reached = (largest - normaliser).exp_().cumsum(dim=-1)
-        if self._sorts_all or bool(((reached[:, -1:] < mass) & ~off).any()):
+        if self._sorts_all or bool(((reached[:, -1:] < mass) & (mass < 1.0)).any()):
             largest = logits.sort(dim=-1, descending=True).values
             reached = (largest - normaliser).exp_().cumsum(dim=-1)
-        crossing = (reached < mass).sum(dim=-1, keepdim=True).clamp_(max=largest.shape[-1] - 1)
-        return _keep(logits, largest.gather(1, crossing).masked_fill_(off, MINUS_INFINITY))
+        return _keep(logits, _crossing(largest, reached, mass))
+
+
+def truncated(logits: torch.Tensor, margins: torch.Tensor, limits: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
+    """All three rules for every row, with one sort whatever they are: for steps of which nothing may hang on their parameters.
+
+    `logits` as Truncation takes them. [rows, 1] each: `margins` on the largest logit, minus infinity where there is no min_p;
+    `limits`, 0 where there is no top_k; `masses`, 1 where there is no top_p.
+    """
+    logits = _keep(logits, logits.amax(dim=-1, keepdim=True) + margins)
+    largest = logits.sort(dim=-1, descending=True).values
+    threshold = largest.gather(1, (limits - 1).clamp_(min=0)).masked_fill_(limits == 0, MINUS_INFINITY)
+    logits, largest = _keep(logits, threshold), _keep(largest, threshold)
+    reached = (largest - logits.logsumexp(dim=-1, keepdim=True)).exp_().cumsum(dim=-1)
+    return _keep(logits, _crossing(largest, reached, masses))
+
+
+def _crossing(largest: torch.Tensor, reached: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
+    """The logit at which `reached`, the probabilities of the `largest` added up, comes to `mass`; minus infinity if that is 1."""
+    crossing = (reached < mass).sum(dim=-1, keepdim=True).clamp_(max=largest.shape[-1] - 1)
+    return largest.gather(1, crossing).masked_fill_(mass == 1.0, MINUS_INFINITY)
 
 
 def _keep(logits: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:

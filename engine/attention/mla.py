@@ -56,14 +56,14 @@ class MlaAttention:
     def __init__(self, pool: KVPool, shape: LatentShape, layers: list[LatentProjections]) -> None:
         """`layers`: one for each KV layer of the pool."""
         self._pool = pool
-        self._shape = shape
-        self._layers = layers
+        self.shape = shape
+        self.layers = layers
 
     def plan(self, batch: Batch) -> Contexts:
         return plan_contexts(batch, self._pool)
 
     def attend(self, layer: int, query: torch.Tensor, plan: Contexts) -> torch.Tensor:
-        shape = self._shape
+        shape = self.shape
         attended = query.new_empty(query.shape[0], shape.heads, shape.value)
         for context in plan:
             rows = query[context.rows]
@@ -74,29 +74,26 @@ class MlaAttention:
         return attended.flatten(1)
 
     def _absorbed(self, layer: int, query: torch.Tensor, context: SpanContext | DecodeGroup) -> torch.Tensor:
-        shape, up = self._shape, self._layers[layer]
-        into_latent = torch.bmm(query[..., : shape.nope].transpose(0, 1), up.key_up)
-        absorbed = torch.cat((into_latent, query[..., shape.nope :].transpose(0, 1)), dim=-1)
-        latents = self._attend_entries(layer, absorbed, context)
-        return torch.bmm(latents, up.value_up).transpose(0, 1)
+        up = self.layers[layer]
+        return projected_out(self._attend_entries(layer, absorbed(query, up, self.shape), context), up)
 
-    def _attend_entries(self, layer: int, absorbed: torch.Tensor, context: SpanContext | DecodeGroup) -> torch.Tensor:
-        """Weighted means of latents, [heads, tokens, latent], for `absorbed` [heads, tokens, entry]."""
+    def _attend_entries(self, layer: int, queries: torch.Tensor, context: SpanContext | DecodeGroup) -> torch.Tensor:
+        """Weighted means of latents, [heads, tokens, latent], for `queries` [heads, tokens, entry]."""
         entries = context.entries(layer)
         if isinstance(context, SpanContext) and not context.is_decode:
             entries = entries.view(1, 1, *entries.shape)
-            queries = absorbed.unsqueeze(0)
+            queries = queries.unsqueeze(0)
             attended = self._attend(queries, entries, entries, context.mask, context.is_causal, shares_keys=True)[0]
         else:  # a few tokens each of one or several sequences; their heads are query rows
-            heads, tokens, width = absorbed.shape
+            heads, tokens, width = queries.shape
             entries = entries.view(-1, 1, *entries.shape[-2:])
-            rows = absorbed.transpose(0, 1).reshape(entries.shape[0], 1, -1, width)
+            rows = queries.transpose(0, 1).reshape(entries.shape[0], 1, -1, width)
             attended = self._attend(rows, entries, entries, context.mask_of_heads(heads))
             attended = attended.reshape(tokens, heads, width).transpose(0, 1)
-        return attended[..., : self._shape.latent]
+        return attended[..., : self.shape.latent]
 
     def _expanded(self, layer: int, query: torch.Tensor, context: SpanContext) -> torch.Tensor:
-        shape, up = self._shape, self._layers[layer]
+        shape, up = self.shape, self.layers[layer]
         latents, rotated = context.entries(layer).split_with_sizes((shape.latent, shape.rope), dim=-1)
         nope = torch.matmul(latents, up.key_up.transpose(1, 2))
         keys = torch.cat((nope, rotated.expand(shape.heads, -1, -1)), dim=-1)
@@ -123,6 +120,17 @@ class MlaAttention:
             values,
             attn_mask=mask,
             is_causal=is_causal,
-            scale=self._shape.scale,
+            scale=self.shape.scale,
             enable_gqa=shares_keys,
         )
+
+
+def absorbed(query: torch.Tensor, up: LatentProjections, shape: LatentShape) -> torch.Tensor:
+    """Queries [tokens, heads, nope + rope] in the space of the pool's entries, [heads, tokens, entry]."""
+    into_latent = torch.bmm(query[..., : shape.nope].transpose(0, 1), up.key_up)
+    return torch.cat((into_latent, query[..., shape.nope :].transpose(0, 1)), dim=-1)
+
+
+def projected_out(latents: torch.Tensor, up: LatentProjections) -> torch.Tensor:
+    """Means of latents [heads, tokens, latent] as each head's values, [tokens, heads, value]."""
+    return torch.bmm(latents, up.value_up).transpose(0, 1)

@@ -40,6 +40,10 @@ class SdpaAttention:
         self._shape = shape
         self._layers = [_split(tokens, shape) for tokens in pool.layer_tokens]
 
+    @property
+    def shape(self) -> Shape:
+        return self._shape
+
     def plan(self, batch: Batch) -> Contexts:
         return plan_contexts(batch, self._pool)
 

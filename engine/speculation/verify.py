@@ -50,6 +50,11 @@ class Verification:
         """`tokens`: what was drawn at every row. Nothing here waits for the device."""
         if self._guesses is None:
             return Verified(tokens, torch.zeros_like(self._first_rows), self._first_rows)
-        holds = tokens[self._rows] == self._guesses
-        accepted = holds.cumprod(dim=1).sum(dim=1)
-        return Verified(tokens, accepted, self._first_rows + accepted)
+        return accept(tokens, self._first_rows, self._rows, self._guesses)
+
+
+def accept(tokens: torch.Tensor, first_rows: torch.Tensor, rows: torch.Tensor, guesses: torch.Tensor) -> Verified:
+    """`rows` [sampled spans, n]: where the draw is that tells whether a guess of `guesses` [sampled spans, n] holds."""
+    holds = tokens[rows] == guesses
+    accepted = holds.cumprod(dim=1).sum(dim=1)
+    return Verified(tokens, accepted, first_rows + accepted)

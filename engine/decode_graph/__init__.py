@@ -1,0 +1,1 @@
+"""Decode steps that can be replayed: one for each size, captured as a CUDA graph where there is CUDA."""
