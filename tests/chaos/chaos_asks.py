@@ -1,20 +1,26 @@
 """Requests drawn from a seed, of every kind that the cluster answers, and what one process answers to them."""
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 
 from cluster_clients import Ask
 from llguidance import LLMatcher
 
+from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.sequence import Sequence as EngineSequence
 from protocol import serval_pb2
 from protocol.sampling import SamplingParams
+from telemetry.metrics import Metrics
 
 TIE = 1e-3
 """Two greedy choices nearer than this in their logits may be exchanged by float32 sums in another order."""
+
+TRIES = 12
 
 JSON_SCHEMA = (
     '{"type":"object","properties":{"name":{"type":"string","maxLength":8},"age":{"type":"integer"}},"required":["name"]}'
@@ -100,22 +106,72 @@ def mixed_ask(draw: Random, number: int, prefixes: Sequence[tuple[int, ...]]) ->
 
 
 class OneProcess:
-    """An engine by itself, with no transfer: steps in the caller's thread."""
+    """An engine by itself, with no transfer, no prefix cache and small steps: steps in the caller's thread."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, model: Path) -> None:
+        config = EngineConfig(
+            dtype="float32",
+            threads=1,
+            kv_memory_bytes=256 << 20,
+            max_batch_tokens=512,
+            prefix_cache=False,
+            speculation="off",
+        )
+        self._engine = Engine.load(model, config, Metrics("prefill", "reference"))
+        self.ties = 0
+        """Answers that parted from this process's where either choice is right."""
 
     def answers(self, asks: Sequence[Ask]) -> list[Wanted]:
         """Computed together."""
+        return self._go_on([(ask, ()) for ask in asks])
+
+    def difference(self, ask: Ask, got: Sequence[int], wanted: Wanted, *, is_whole: bool) -> str | None:
+        """What is wrong with an answer, None where nothing is. One that was cut is compared as far as it goes. Where an answer
+        parts from this process's at a tie, it is compared with what follows its own choice."""
+        parting = next((at for at, (a, b) in enumerate(zip(got, wanted.token_ids, strict=False)) if a != b), None)
+        if parting is None:
+            if len(got) > len(wanted.token_ids) or (is_whole and len(got) != len(wanted.token_ids)):
+                return f"{len(got)} tokens where one process has {len(wanted.token_ids)}"
+            return None
+        if not self._is_tie(ask, tuple(got[: parting + 1]), wanted):
+            return f"token {parting} is {got[parting]}, not {wanted.token_ids[parting]}"
+        self.ties += 1
+        if parting + 1 >= ask.params.max_tokens:
+            return None
+        return self.difference(ask, got, self._go_on([(ask, tuple(got[: parting + 1]))])[0], is_whole=is_whole)
+
+    def _is_tie(self, ask: Ask, got: tuple[int, ...], wanted: Wanted) -> bool:
+        """Greedy: the two logits are as good as equal. At random: this process draws either one, depending on whom it computes
+        the request with, since sums in another order move probabilities by a millionth."""
+        parting = len(got) - 1
+        if wanted.gaps:
+            return wanted.gaps[parting] < TIE
+        draw = Random(f"company of {ask.params.seed}")
+        for _ in range(TRIES):
+            company = [
+                Ask.greedy([draw.randrange(256) for _ in range(draw.randint(1, 400))], 4) for _ in range(draw.randint(1, 9))
+            ]
+            *_, again = self._go_on([*((one, ()) for one in company), (ask, got[:-1])])
+            if again.token_ids[parting : parting + 1] == got[-1:]:
+                return True
+        return False
+
+    def _go_on(self, asks: Sequence[tuple[Ask, tuple[int, ...]]]) -> list[Wanted]:
+        """Each from the tokens of its answer that are given. Their gaps are not known."""
         sequences = [
-            EngineSequence(str(number), list(ask.prompt), replace(ask.params, logprobs=max(2, ask.params.logprobs or 0)))
-            for number, ask in enumerate(asks)
+            EngineSequence(
+                str(number),
+                list(ask.prompt),
+                replace(ask.params, logprobs=max(2, ask.params.logprobs or 0)),
+                output=list(known),
+            )
+            for number, (ask, known) in enumerate(asks)
         ]
         for sequence in sequences:
             self._engine.prepare(sequence)
             self._engine.submit(sequence)
         finishes: dict[str, str] = {}
-        gaps: dict[str, list[float]] = {sequence.request_id: [] for sequence in sequences}
+        gaps: dict[str, list[float]] = {one.request_id: [math.inf] * len(one.output) for one in sequences}
         while not self._engine.is_idle:
             for update in self._engine.step():
                 gaps[update.request_id] += [each.top[0][1] - each.top[1][1] for each in update.logprobs]
@@ -126,19 +182,3 @@ class OneProcess:
             Wanted(tuple(one.output), finishes[one.request_id], tuple(gaps[one.request_id]) if one.params.is_greedy else ())
             for one in sequences
         ]
-
-    def difference(self, ask: Ask, got: Sequence[int], wanted: Wanted, *, is_whole: bool) -> str | None:
-        """What is wrong with an answer, None where nothing is. One that was cut is compared as far as it goes. Where a greedy
-        answer parts from this process's at a tie, it is compared with what follows its own choice."""
-        parting = next((at for at, (a, b) in enumerate(zip(got, wanted.token_ids, strict=False)) if a != b), None)
-        if parting is None:
-            if len(got) > len(wanted.token_ids) or (is_whole and len(got) != len(wanted.token_ids)):
-                return f"{len(got)} tokens where one process has {len(wanted.token_ids)}"
-            return None
-        if not wanted.gaps or wanted.gaps[parting] > TIE:
-            return f"token {parting} is {got[parting]}, not {wanted.token_ids[parting]}"
-        done = parting + 1
-        if done >= min(len(got), ask.params.max_tokens) or ask.params.repetition_penalty != 1.0 or ask.params.grammar:
-            return None
-        rest = Ask((*ask.prompt, *got[:done]), replace(ask.params, max_tokens=ask.params.max_tokens - done))
-        return self.difference(rest, got[done:], self.answers([rest])[0], is_whole=is_whole)

@@ -31,10 +31,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.paired import Machine
 from benchmarks.quantiles import Spread
-from engine.config import EngineConfig
-from engine.engine import Engine
 from engine.tiny import write_tiny_llama
-from telemetry.metrics import Metrics
 
 WANTED_SUCCESS = 0.999
 DIFFERENT_ASKS = 192
@@ -266,8 +263,7 @@ def run(plan: Plan, out: Path) -> int:
     model = write_tiny_llama(out / "model", layers=2)
     draw = Random(f"{plan.seed} asks")
     asks = [plain_ask(draw, number) for number in range(DIFFERENT_ASKS)]
-    config = EngineConfig(dtype="float32", threads=1, kv_memory_bytes=256 << 20, prefix_cache=False)
-    one_process = OneProcess(Engine.load(model, config, Metrics("prefill", "reference")))
+    one_process = OneProcess(model)
     wanted = [[each] for each in one_process.answers([ask.single(0) for ask in asks])]
     spec = ClusterSpec(model, plan.prefill, plan.decode).with_settings(**SETTINGS)
     spec = dataclasses.replace(spec, settings=(*spec.settings, *(tuple(each.split("=", 1)) for each in plan.settings)))

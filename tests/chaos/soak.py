@@ -31,10 +31,7 @@ from cluster_harness import ClusterSpec, RunningCluster, until
 from tokenizers import Tokenizer
 
 from benchmarks.paired import Machine
-from engine.config import EngineConfig
-from engine.engine import Engine
 from engine.tiny import write_tiny_llama
-from telemetry.metrics import Metrics
 
 WAVE = 250
 AT_ONCE = 64
@@ -263,8 +260,7 @@ def run(requests: int, minutes: float, seed: int, out: Path, settings: list[str]
     machine, ends_s = Machine.here(), time.monotonic() + minutes * 60
     out.mkdir(parents=True, exist_ok=True)
     model = write_tiny_llama(out / "model", layers=2)
-    config = EngineConfig(dtype="float32", threads=1, kv_memory_bytes=256 << 20, speculation="off")
-    one_process = OneProcess(Engine.load(model, config, Metrics("prefill", "reference")))
+    one_process = OneProcess(model)
     parts = []
     for number, part in enumerate(PARTS):
         left_s = ends_s - time.monotonic()
@@ -283,7 +279,7 @@ def run(requests: int, minutes: float, seed: int, out: Path, settings: list[str]
             cluster.kill()
             raise
         parts.append(found)
-    return _report(machine, seed, parts, out)
+    return _report(machine, seed, parts, one_process.ties, out)
 
 
 def _show(found: Soaked) -> None:
@@ -299,7 +295,7 @@ def _as_json(part: Soaked) -> dict[str, Any]:
     return plain | {"processes": [dataclasses.asdict(trend) for trend in part.processes]}
 
 
-def _report(machine: Machine, seed: int, parts: list[Soaked], out: Path) -> int:
+def _report(machine: Machine, seed: int, parts: list[Soaked], ties: int, out: Path) -> int:
     ended = sum((Counter(part.ended) for part in parts), Counter[str]())
     tried = ended.total() - ended["cancelled"]
     success_rate = ended["done"] / max(1, tried)
@@ -313,6 +309,7 @@ def _report(machine: Machine, seed: int, parts: list[Soaked], out: Path) -> int:
         "answers": sum(part.answers for part in parts),
         "tokens": sum(part.tokens for part in parts),
         "success_rate": success_rate,
+        "ties": ties,
         "parts": [_as_json(part) for part in parts],
         "wrong": wrong,
     }
