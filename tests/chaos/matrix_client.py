@@ -90,7 +90,7 @@ class Client:
     async def _over_http(self) -> None:
         params = self.ask.params
         body = {"model": self.front.model, "prompt": self.ask.prompt, "stream": True, "max_tokens": params.max_tokens}
-        body |= {"temperature": params.temperature, "seed": params.seed, "ignore_eos": params.ignore_eos}
+        body |= {"temperature": params.temperature, "seed": params.seed, "top_k": params.top_k, "ignore_eos": params.ignore_eos}
         answer = SseAnswer()
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=10.0)
         try:
