@@ -114,9 +114,10 @@ class Requests:
                 flow.hand_back()
             await self._wait_idle(HAND_BACK_S)
 
-    async def cancel_all(self, timeout_s: float) -> None:
+    async def hand_back_all(self, timeout_s: float) -> None:
+        """At once, also while a drain still waits: nobody who was in a hurry meant the requests."""
         for flow in list(self._by_key.values()):
-            flow.cancel()
+            flow.hand_back()
         await self._wait_idle(timeout_s)
 
     async def _wait_idle(self, timeout_s: float) -> None:

@@ -110,11 +110,11 @@ class DecodeWorker:
             await self._requests.drain(timeout_s)
 
     async def stop(self, timeout_s: float) -> None:
-        """Open requests are cancelled; nothing of this worker runs any more when it returns."""
+        """Open requests are handed back; nothing of this worker runs any more when it returns."""
         for janitor in self._janitors:
             janitor.cancel()
         if self._requests is not None:
-            await self._requests.cancel_all(timeout_s)
+            await self._requests.hand_back_all(timeout_s)
         if self._node is not None:
             await self._node.stop(grace_s=min(1.0, timeout_s))
         if self._parts is not None:
