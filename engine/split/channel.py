@@ -40,6 +40,10 @@ class Channel:
         self._connection = connection
         self._reader = connection.makefile("rb")
 
+    def be_patient(self, timeout_s: float | None) -> None:
+        """How long `receive` waits from now on; then it is as if the other had ended. None, which is how it begins: for ever."""
+        self._connection.settimeout(timeout_s)
+
     @property
     def own_host(self) -> str:
         """The address by which the other knows this host."""

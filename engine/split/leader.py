@@ -51,10 +51,15 @@ class Leader:
         try:
             self._listener = socket.create_server((host, int(port)))
             self._store, self._store_port = make_store(host, config.tensor_parallel_size, config.split_timeout_s)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise ConfigError(f"engine.split_address: {config.split_address} cannot be listened on: {error}") from error
         self._host = host
         self._children = [self._start(rank) for rank in range(1, 1 + config.own_followers)]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where followers are waited for, until `join` has them all."""
+        return self._host, self._listener.getsockname()[1]
 
     def join(self, device: torch.device) -> Ranks:
         """Waits for all followers to connect. Raises SplitFailed, or ConfigError at the deadline."""
@@ -113,8 +118,8 @@ class Leader:
         self._end(END_TIMEOUT_S)
 
     def _start(self, rank: int) -> "subprocess.Popen[bytes]":
-        port = self._listener.getsockname()[1]
-        command = [sys.executable, "-m", "engine.split.follower", "--leader", f"{self._host}:{port}", "--rank", str(rank)]
+        host, port = self.address
+        command = [sys.executable, "-m", "engine.split.follower", "--leader", f"{host}:{port}", "--rank", str(rank)]
         environment = os.environ | {KEY_VARIABLE: self._key}
         # Ctrl-C in the terminal is for the leader alone: it drains, and computes with them until then.
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
@@ -127,11 +132,12 @@ class Leader:
         except TimeoutError:
             self._check_children(deadline)
             return
-        connection.settimeout(HELLO_TIMEOUT_S)
         channel = Channel(connection, self._config.split_timeout_s)
+        channel.be_patient(HELLO_TIMEOUT_S)
         hello = channel.receive() or {}
+        channel.be_patient(None)
         rank = hello.get("rank")
-        if not hmac.compare_digest(str(hello.get("key")), self._key) or rank not in self._missing():
+        if not hmac.compare_digest(str(hello.get("key")).encode(), self._key.encode()) or rank not in self._missing():
             logger.warning("somebody at %s says that it is rank %r of this model's split; refused", address[0], rank)
             channel.close()
             return

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,13 +11,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loop import EngineLoop
 from engine.sequence import Sequence
-from engine.split.channel import SplitFailed
+from engine.split.channel import Channel, SplitFailed
+from engine.split.leader import Leader
 from engine.tiny_longcat import write_tiny_longcat
+from protocol.errors import ConfigError
 from protocol.sampling import SamplingParams
 from telemetry.metrics import Metrics
 
@@ -124,10 +128,21 @@ def test_followers_end_with_a_leader_that_is_killed(folder: Path) -> None:
     until_gone([follower])
 
 
-def test_a_split_that_is_impossible_leaves_nothing(folder: Path) -> None:
-    with pytest.raises(
-        SplitFailed, match=r"rank \d: engine\.tensor_parallel_size: 3 processes cannot share 4 attention heads"
-    ) as caught:
+def test_a_split_that_is_impossible_starts_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(ConfigError, match=r"engine\.tensor_parallel_size: 3 processes cannot share 4 attention heads evenly"):
         Engine.load(folder, config(3), Metrics("decode", "test"))
-    assert "engine.tensor_parallel_size" in str(caught.value)
-    assert not followers()
+
+
+def test_a_stranger_is_not_let_in(folder: Path) -> None:
+    """Nor one who does not come within the deadline; then the worker says who is missing."""
+    settings = config(2).model_copy(update={"local_followers": 0, "split_start_timeout_s": 2.0})
+    leader = Leader(folder, settings, None)
+    try:
+        stranger = Channel(socket.create_connection(leader.address), 5.0)
+        stranger.send({"rank": 1, "key": "guessed, ä"})
+        with pytest.raises(SplitFailed, match=r"ranks \[1\] did not connect within 2 s"):
+            leader.join(torch.device("cpu"))
+        assert stranger.receive() is None
+    finally:
+        leader.close()
