@@ -7,6 +7,7 @@
 #   make structured                 500 generated JSON schemas, every answer held to its own (minutes)
 #   make check                       lint, format, types, import layers, generated stubs
 #   make proto                       generate the protobuf stubs again
+#   make checkov                    checkov's policies on the manifests; k8s/checkov.yaml says what is left out, and why
 #   make model [ARGS=--tiny]         the protocol by which KV lands, explored state by state with Spin (minutes)
 #   make chaos [ARGS="matrix"]       faults of every kind on real processes; the reports go to chaos/ (an hour; each part is a target too)
 #   make swing                       load that swings between prompts and answers, on pools that scale under Ray (15 minutes)
@@ -35,7 +36,7 @@ EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-long check proto bench swing schemathesis structured model chaos clean setup setup-dev
+.PHONY: run test test-long check proto bench checkov swing schemathesis structured model chaos clean setup setup-dev
 
 run: .venv/.ready
 	@$(BIN)/serval up $(ARGS)
@@ -86,6 +87,13 @@ proto: .venv/.ready-dev
 
 swing: .venv/.ready-dev
 	SERVAL_SWING_PHASES=4 SERVAL_SWING_PHASE_S=150 $(BIN)/python -m pytest -s tests/cluster/test_scaling_swing.py $(ARGS)
+
+# In an environment of its own: some hundred MB that nothing else needs.
+checkov: .venv/.ready-dev
+	@test -x .venv/checkov/bin/checkov || { $(PYTHON) -m venv .venv/checkov && \
+		.venv/checkov/bin/python -m pip --disable-pip-version-check install -qq checkov==3.3.30; }
+	@rm -rf .venv/manifests && $(BIN)/python -m tests.unit.k8s.write_manifests .venv/manifests
+	.venv/checkov/bin/checkov --config-file k8s/checkov.yaml --directory .venv/manifests
 
 bench: .venv/.ready
 	@$(BIN)/serval bench $(ARGS)

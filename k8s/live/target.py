@@ -39,11 +39,12 @@ class Target:
         return self.api.list("v1", "Pod", labels=f"serval/cluster={self.name}")
 
     def state(self) -> ClusterState:
+        workloads, pods = self.workloads(), self.pods()
         try:
-            events = self.api.list("v1", "Event", fields=WARNINGS)
+            events = self.api.list("v1", "Event", fields=WARNINGS)  # last: what they are about is there
         except Forbidden:  # reasons are missing then, and nothing else
             events = []
-        return cluster_state(self.workloads(), self.pods(), events)
+        return cluster_state(workloads, pods, events)
 
     def _of_kind(self, api_version: str, kind: str) -> list[Manifest]:
         if not self.api.knows(api_version, kind):

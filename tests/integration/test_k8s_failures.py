@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from k8s.config import Flavour
+from k8s.live.target import Deadline
 from tests.apiserver.controller import Fate
 from tests.apiserver.faults import Fault
 from tests.apiserver.rights import token_of
@@ -118,9 +119,9 @@ def test_forbidden_in_the_middle_says_what_stands_and_a_second_run_completes(clu
 def test_a_server_that_does_not_answer_is_not_waited_for_longer_than_said(cluster: Cluster) -> None:
     server, _ = need_server(cluster)
     server.faults.on.append(Fault("PATCH", "/services/serval", 0, hang_s=20))
-    done = cluster.serval("apply", *CONFIG, "--request-timeout", "1")
+    done = cluster.serval("apply", *CONFIG, "--request-timeout", "4")
     assert done.status == 7
-    assert f"the API server {server.url} did not answer within 1 s (apply Service/serval); " in sentence(done)
+    assert f"the API server {server.url} did not answer within 4 s (apply Service/serval); " in sentence(done)
     assert "the same command again completes the rest" in sentence(done)
     server.faults.on.clear()
     completes(cluster)
@@ -207,6 +208,14 @@ def test_an_object_that_the_server_refuses(cluster: Cluster) -> None:
     assert sentence(done) == 'Service/serval is refused (422): Service "serval" is invalid: spec.ports: taken'
 
 
+def until_told(cluster: Cluster, *reasons: str) -> None:
+    """Until the cluster's own controllers have come so far that each reason can be given."""
+    deadline = Deadline(60)
+    while not all(reason in " ".join(cluster.target().state().problems()) for reason in reasons):
+        assert not deadline.is_over, cluster.target().state().problems()
+        deadline.pause()
+
+
 REASONS: dict[Fate, str] = {
     "image": "the image cannot be pulled: Back-off pulling image",
     "unschedulable": "no node takes it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
@@ -224,7 +233,9 @@ REASONS: dict[Fate, str] = {
 def test_at_the_deadline_it_says_what_is_not_ready_and_why(cluster: Cluster, fates: tuple[Fate, ...]) -> None:
     _, controller = need_server(cluster)
     controller.fates |= dict(zip(("decode", "prefill", "router"), fates, strict=False))
-    done = cluster.serval("apply", *CONFIG, "--timeout", "4")
+    assert cluster.serval("apply", *CONFIG, "--no-wait").status == 0
+    until_told(cluster, *(REASONS[fate] for fate in fates))
+    done = cluster.serval("apply", *CONFIG, "--timeout", "0")
     assert done.status == 3
     assert "all objects stand, and " in sentence(done)
     status = cluster.serval("status")
@@ -239,7 +250,10 @@ def test_at_the_deadline_it_says_what_is_not_ready_and_why(cluster: Cluster, fat
 def test_serves_own_word_on_an_application_that_does_not_run(cluster: Cluster) -> None:
     _, controller = need_server(cluster)
     controller.fates["decode"] = "unschedulable"
-    done = cluster.serval("apply", "--create-namespace", "--overlay", "dev-cpu", "--timeout", "4")
+    words = ("--create-namespace", "--overlay", "dev-cpu")
+    assert cluster.serval("apply", *words, "--no-wait").status == 0
+    until_told(cluster, "is DEPLOYING", REASONS["unschedulable"])
+    done = cluster.serval("apply", *words, "--timeout", "0")
     assert done.status == 3
     assert (
         "Ray Serve's application serval is DEPLOYING: DecodeWorker is UPDATING (1 replicas that have taken more than 30s)"
