@@ -58,7 +58,8 @@ class Admission:
             session=request.session(session),
             shown_tokens=plan.shown_tokens,
         )
-        return Call((self.fit(spec, "messages", request.answer_limit, self._model.default_max_tokens),), n, plan)
+        limit, default = request.answer_limit, self._model.default_max_tokens
+        return Call((self.fit(spec, "messages", limit, default, request.answer_limit_field),), n, plan)
 
     async def completion(self, request: CompletionRequest, session: str = "") -> Call:
         """`session`: as for chat."""
@@ -104,8 +105,11 @@ class Admission:
         if model and model != self._model.name:
             raise InvalidRequest(f"the model {model[:64]!r} does not exist; this server has {self._model.name!r}", "model")
 
-    def fit(self, spec: GenerateSpec, field: str, asked: int | None, default: int | None) -> GenerateSpec:
-        """`spec` with the max_tokens that the context has room for. More than that is refused only when it was `asked` for."""
+    def fit(
+        self, spec: GenerateSpec, field: str, asked: int | None, default: int | None, asked_field: str = "max_tokens"
+    ) -> GenerateSpec:
+        """`spec` with the max_tokens that the context has room for. More than that is refused only when it was `asked` for, as
+        `asked_field`."""
         context = self._members.context_limit(self._model.max_model_len)
         tokens = len(spec.prompt)
         room = context - tokens
@@ -117,8 +121,8 @@ class Admission:
             )
         if asked is not None and asked > room:
             raise InvalidRequest(
-                f"max_tokens: the context has {context} tokens; {tokens} of the prompt and {asked} of the answer are more",
-                "max_tokens",
+                f"{asked_field}: the context has {context} tokens; {tokens} of the prompt and {asked} of the answer are more",
+                asked_field,
             )
         limit = asked if asked is not None else default
         sampling = replace(spec.sampling, max_tokens=min(room if limit is None else limit, room))
@@ -150,7 +154,7 @@ class Admission:
             max_tokens=self._model.max_model_len if request.answer_limit is None else request.answer_limit,
             prompt_logprobs=request.prompt_logprobs,
         )
-        sampling.validate(self._model.vocab_size)
+        _validate(sampling, self._model.vocab_size, request.answer_limit_field)
         self.check_model(request.model)
         return sampling
 
@@ -159,6 +163,17 @@ def drawn_seed(asked: int | None) -> int:
     """Drawn where the client gave none, so that a request which goes on at another worker stays itself. Negative ones are seeds
     to OpenAI's clients."""
     return secrets.randbits(63) if asked is None else asked % 2**63
+
+
+def _validate(sampling: SamplingParams, vocab_size: int, answer_limit_field: str) -> None:
+    """As SamplingParams does it, in the caller's words."""
+    try:
+        sampling.validate(vocab_size)
+    except InvalidRequest as error:
+        if answer_limit_field == "max_tokens":
+            raise
+        field = answer_limit_field if error.field == "max_tokens" else error.field
+        raise InvalidRequest(str(error).replace("max_tokens", answer_limit_field), field) from error
 
 
 def _logit_bias(given: dict[str, float]) -> dict[int, float]:

@@ -82,7 +82,8 @@ def _named(kind: type[BaseModel], error: ValidationError) -> InvalidRequest:
     # A union reports every member's complaint; the one that got furthest is the one that was meant.
     first = max((each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]), key=lambda each: len(each["loc"]))
     if first["type"] == "extra_forbidden":
-        field = str(first["loc"][-1])[:64]
+        *above, name = first["loc"]
+        field = f"{_path(kind, above)}.{str(name)[:64]}".removeprefix(".")
         return InvalidRequest(f"unrecognised request argument: {field}", field)
     field = _path(kind, first["loc"])
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):

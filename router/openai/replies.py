@@ -18,6 +18,9 @@ Json = dict[str, Any]
 
 DONE = b"data: [DONE]\n\n"
 
+_PLACES = {"ttft_s": 6, "tokens_per_second": 3, "cost_usd": 12}
+"""Decimal places of figures in replies: microseconds, and far below what a token costs."""
+
 
 class Reply(Protocol):
     """How one endpoint says a call's answers. A stream is `pieces` for each batch, at least one, then `end` or `failure`; each
@@ -117,6 +120,8 @@ def usage_of(figures: CallFigures) -> Json:
     """OpenAI's usage, and under `serval` what else the call took."""
     own = asdict(figures)
     prompt, completion, cached = own.pop("prompt_tokens"), own.pop("completion_tokens"), own.pop("cached_tokens")
+    # Clocks do not measure more: what lies behind are the errors of binary fractions.
+    own |= {name: round(own[name], places) for name, places in _PLACES.items()}
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

@@ -78,6 +78,11 @@ class SamplingFields(GenerationBody, StructuredFields, ABC):
         return self.max_tokens
 
     @property
+    def answer_limit_field(self) -> str:
+        """The caller's own name for `answer_limit`."""
+        return "max_tokens"
+
+    @property
     @abstractmethod
     def logprobs_count(self) -> int | None:
         """How many likeliest tokens to list beside the chosen one; None for no logprobs."""
@@ -114,6 +119,10 @@ class ChatRequest(SamplingFields, ChatMessages):
     @property
     def answer_limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def answer_limit_field(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     @property
     def logprobs_count(self) -> int | None:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-WAIT_S = 20.0
+WAIT_S = 45.0
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
     "--headless=new",
