@@ -1,5 +1,7 @@
-"""For checkers that are programs: `python -m tests.unit.k8s.write_manifests FOLDER` writes each overlay in both flavours, and what a
-RayService's pods will be as Deployments, which checkers know."""
+"""For checkers that are programs: `python -m tests.unit.k8s.write_manifests FOLDER` writes each overlay in both flavours.
+
+What a RayService's pods will be stands there as Deployments, which checkers know.
+"""
 
 import sys
 from pathlib import Path
