@@ -223,7 +223,9 @@ class Flow:
             raise ending.error
         ended = None if ending is None else self._ended_by(ending)
         logprobs = [first.logprobs] if first.HasField("logprobs") else []
-        request.link.send([request.output([first.token_id], logprobs, ended, first.prompt_logprobs)])
+        output = request.output([first.token_id], logprobs, ended, first.prompt_logprobs)
+        output.prefill_busy_s = first.busy_s
+        request.link.send([output])
 
     # ---- here
 

@@ -75,9 +75,8 @@ class Requests:
         flows = self._by_key.values()
         load.queued_tokens = sum(flow.tokens_to_compute for flow in flows)
         load.kv_blocks_in_prefill = sum(len(flow.request.sequence.blocks) for flow in flows if flow.waits_for_prompt)
-        untold = [flow.request for flow in flows if not flow.request.lifecycle.has_ended]
-        load.untold_busy_s = sum(request.sequence.busy_s for request in untold)
-        load.untold_prefill_busy_s = sum(request.timings.prefill_busy_s for request in untold)
+        open_requests = [flow.request for flow in flows if not flow.request.lifecycle.has_ended]
+        load.untold_busy_s = sum(request.sequence.busy_s for request in open_requests)
         load.lost_busy_s = self._lost_busy_s
         load.transfer_bytes_per_s = parts.transfers.per_second
         load.local_prefill_max_tokens = parts.break_even.max_tokens

@@ -11,7 +11,7 @@ from k8s.objects import ROLES, Manifest, dump, full_name, labels, manifest
 from k8s.pod import as_nobody, metadata, spec
 from k8s.policies import HEAD, HEAD_PORTS
 from k8s.volumes import mounts
-from serving.ray_app import APPLICATION, DEPLOYMENTS, replica_settings
+from serving.ray_app import APPLICATION, DEPLOYMENTS, replica_count, replica_settings, scaling_policy
 from serving.roles import Role
 
 RAY_VERSION = "2.60.0"
@@ -57,6 +57,7 @@ def serve_config(deployment: Deployment) -> dict[str, Any]:
         "import_path": IMPORT_PATH,
         "route_prefix": None,
         "args": arguments,
+        **scaling_policy(deployment.config.scaling),
         "deployments": [_serve_deployment(deployment, role) for role in ROLES],
     }
     return {"proxy_location": "Disabled", "applications": [application]}
@@ -67,7 +68,8 @@ def _serve_deployment(deployment: Deployment, role: Role) -> dict[str, Any]:
     # One process per pod of its own group: that is what the resource with the role's name says.
     actor = {"num_cpus": 0, "num_gpus": gpus_of(deployment, role), "resources": {role: 1}}
     settings = replica_settings(deployment.config.cluster)
-    return {"name": DEPLOYMENTS[role], "num_replicas": pool.replicas, **settings, "ray_actor_options": actor}
+    count = replica_count(deployment.config.scaling, role, pool.replicas)
+    return {"name": DEPLOYMENTS[role], **count, **settings, "ray_actor_options": actor}
 
 
 def _group(deployment: Deployment, role: Role) -> dict[str, Any]:
@@ -88,12 +90,19 @@ def _group(deployment: Deployment, role: Role) -> dict[str, Any]:
         main["readinessProbe"] = probes(deployment, role)["readinessProbe"]
     return {
         "groupName": role,
-        "replicas": pool.replicas,
-        "minReplicas": pool.replicas,
-        "maxReplicas": pool.most,
+        **_pods(deployment, role),
         "rayStartParams": {"resources": json.dumps(json.dumps({role: 1}))},
         "template": {"metadata": metadata(deployment, role), "spec": spec(deployment, role, main)},
     }
+
+
+def _pods(deployment: Deployment, role: Role) -> dict[str, int]:
+    """At first, at least and at most: a pod for each replica that the scaling policy may want."""
+    pool, scaling = pool_of(deployment, role), deployment.config.scaling
+    if scaling is None or role == "router":
+        return {"replicas": pool.replicas, "minReplicas": pool.replicas, "maxReplicas": pool.most}
+    limits = scaling.prefill if role == "prefill" else scaling.decode
+    return {"replicas": limits.clamp(pool.replicas), "minReplicas": limits.min, "maxReplicas": limits.max}
 
 
 def _drain(deployment: Deployment, role: Role) -> list[str]:

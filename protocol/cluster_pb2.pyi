@@ -229,7 +229,6 @@ class LoadReport(_message.Message):
     KV_BLOCKS_IN_PREFILL_FIELD_NUMBER: _builtins.int
     BUSY_S_FIELD_NUMBER: _builtins.int
     UNTOLD_BUSY_S_FIELD_NUMBER: _builtins.int
-    UNTOLD_PREFILL_BUSY_S_FIELD_NUMBER: _builtins.int
     LOST_BUSY_S_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """requests"""
@@ -256,10 +255,8 @@ class LoadReport(_message.Message):
     """Seconds in which the engine computed something, so far; what of it was taken for requests, routers learn from their Timings."""
     untold_busy_s: _builtins.float
     """Taken for requests that are open. If this worker dies nobody will be told of it. The whole, and with several routers an
-    equal share for each; so are the two below.
+    equal share for each; so is the one below.
     """
-    untold_prefill_busy_s: _builtins.float
-    """decode: taken of prefill workers for those requests, as far as they have told"""
     lost_busy_s: _builtins.float
     """so far: taken for requests whose asker was gone before it could be told"""
     def __init__(
@@ -279,12 +276,11 @@ class LoadReport(_message.Message):
         kv_blocks_in_prefill: _builtins.int = ...,
         busy_s: _builtins.float = ...,
         untold_busy_s: _builtins.float = ...,
-        untold_prefill_busy_s: _builtins.float = ...,
         lost_busy_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_s", b"busy_s", "kv_blocks_in_prefill", b"kv_blocks_in_prefill", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "local_prefill_max_tokens", b"local_prefill_max_tokens", "lost_busy_s", b"lost_busy_s", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_tokens", b"queued_tokens", "running", b"running", "step_s", b"step_s", "steps", b"steps", "transfer_bytes_per_s", b"transfer_bytes_per_s", "untold_busy_s", b"untold_busy_s", "untold_prefill_busy_s", b"untold_prefill_busy_s", "waiting", b"waiting", "waiting_for_blocks", b"waiting_for_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_s", b"busy_s", "kv_blocks_in_prefill", b"kv_blocks_in_prefill", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "local_prefill_max_tokens", b"local_prefill_max_tokens", "lost_busy_s", b"lost_busy_s", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_tokens", b"queued_tokens", "running", b"running", "step_s", b"step_s", "steps", b"steps", "transfer_bytes_per_s", b"transfer_bytes_per_s", "untold_busy_s", b"untold_busy_s", "waiting", b"waiting", "waiting_for_blocks", b"waiting_for_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -366,7 +362,10 @@ class RequestOutput(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    PREFILL_BUSY_S_FIELD_NUMBER: _builtins.int
     request: _builtins.int
+    prefill_busy_s: _builtins.float
+    """with a first token from a prefill worker: Timings.prefill_busy_s, should the end never come"""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -389,10 +388,11 @@ class RequestOutput(_message.Message):
         logprobs: _abc.Iterable[_serval_pb2.TokenLogprobs] | None = ...,
         ended: Global___Ended | None = ...,
         prompt_logprobs: _abc.Iterable[_serval_pb2.TokenLogprobs] | None = ...,
+        prefill_busy_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "request", b"request", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "logprobs", b"logprobs", "prefill_busy_s", b"prefill_busy_s", "prompt_logprobs", b"prompt_logprobs", "request", b"request", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -127,7 +127,7 @@ class PrefillServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Introduce(self, request, context):
-        """Tells the prefill worker who will ask and where its landing zone lies. Idempotent per incarnation.
+        """Tells the prefill worker who will ask and where its landing zone lies. Idempotent; a zone at another address is one more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,7 +61,7 @@ class PrefillServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PrefillServiceAsyncStub: ...
     Introduce: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.IntroduceRequest, _cluster_pb2.IntroduceResponse]
-    """Tells the prefill worker who will ask and where its landing zone lies. Idempotent per incarnation."""
+    """Tells the prefill worker who will ask and where its landing zone lies. Idempotent; a zone at another address is one more."""
     Prefill: _grpc.UnaryStreamMultiCallable[_cluster_pb2.PrefillRequest, _cluster_pb2.PrefillEvent]
     """Computes a prompt and writes its KV. Events: Started, FirstToken, Sent (always last, also after a failure)."""
     Abort: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AbortRequest, _cluster_pb2.AbortResponse]
@@ -71,7 +71,7 @@ class PrefillServiceStub:
 class PrefillServiceAsyncStub(PrefillServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Introduce: _aio.UnaryUnaryMultiCallable[_cluster_pb2.IntroduceRequest, _cluster_pb2.IntroduceResponse]  # type: ignore[assignment]
-    """Tells the prefill worker who will ask and where its landing zone lies. Idempotent per incarnation."""
+    """Tells the prefill worker who will ask and where its landing zone lies. Idempotent; a zone at another address is one more."""
     Prefill: _aio.UnaryStreamMultiCallable[_cluster_pb2.PrefillRequest, _cluster_pb2.PrefillEvent]  # type: ignore[assignment]
     """Computes a prompt and writes its KV. Events: Started, FirstToken, Sent (always last, also after a failure)."""
     Abort: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AbortRequest, _cluster_pb2.AbortResponse]  # type: ignore[assignment]
@@ -84,7 +84,7 @@ class PrefillServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.IntroduceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.IntroduceResponse, _abc.Awaitable[_cluster_pb2.IntroduceResponse]]:
-        """Tells the prefill worker who will ask and where its landing zone lies. Idempotent per incarnation."""
+        """Tells the prefill worker who will ask and where its landing zone lies. Idempotent; a zone at another address is one more."""
 
     @_abc_1.abstractmethod
     def Prefill(

@@ -113,6 +113,13 @@ class Accounting:
         if not _is_lost_already(request):
             self._spend(request, "prefill", timings.prefill_busy_s, spent)
         self._spend(request, "decode", timings.decode_busy_s, spent)
+        request.prefill_busy_s = 0.0
+
+    def attempt_lost(self, request: Request) -> None:
+        """Its decode worker has died, and what prefill took for it came with the first token."""
+        if not _is_lost_already(request):
+            self._spend(request, "prefill", request.prefill_busy_s, Spent.LOST)
+        request.prefill_busy_s = 0.0
 
     def ended(self, request: Request, end: End) -> None:
         metrics, timeline, tenant = self._metrics, request.timeline, request.charge.tenant.name

@@ -21,7 +21,6 @@ class _Account:
 
     report: cluster_pb2.LoadReport
     told_s: float = 0.0
-    told_prefill_s: float = 0.0
     """By ends that came after the report."""
 
 
@@ -47,10 +46,9 @@ class ComputedTime:
         self._accounts[worker.incarnation] = _Account(load)
 
     def on_told(self, worker: Worker, timings: cluster_pb2.Timings) -> None:
-        """A request's end has said what it took of a decode worker, and of prefill."""
+        """A request's end has said what it took of a decode worker."""
         if (account := self._accounts.get(worker.incarnation)) is not None:
             account.told_s += timings.decode_busy_s
-            account.told_prefill_s += timings.prefill_busy_s
 
     def on_gone(self, worker: Worker) -> None:
         """The worker's stream has ended: nothing more will be told of its open requests."""
@@ -59,7 +57,6 @@ class ComputedTime:
             return
         report = account.report
         self._lose(worker.pool, report.untold_busy_s - account.told_s)
-        self._lose("prefill", report.untold_prefill_busy_s - account.told_prefill_s)
         known = cluster_pb2.LoadReport(busy_s=report.busy_s, lost_busy_s=report.lost_busy_s)
         self._accounts[worker.incarnation] = _Account(known)
         if len(self._accounts) > REMEMBERED:

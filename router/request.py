@@ -117,6 +117,8 @@ class Request:
         self.output: list[int] = []
         self.attempts = 0
         """How often it was sent to a decode worker."""
+        self.prefill_busy_s = 0.0
+        """What the current attempt took of prefill, as far as it is known and not billed."""
         self.retries = 0
         self.suspicion = Suspicion()
         self.cached_tokens = 0

@@ -106,7 +106,6 @@ class WorkerNode:
         self._describe_load(load)
         routers = max(1, self._links.live) if self._links is not None else 1
         load.untold_busy_s /= routers
-        load.untold_prefill_busy_s /= routers
         load.lost_busy_s /= routers
         return load
 

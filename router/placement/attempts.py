@@ -188,7 +188,10 @@ class Attempts:
     def on_worker_lost(self, worker: Worker) -> None:
         self._placer.on_worker_lost(worker)
         self._accounting.computed.on_gone(worker)
+        for request in worker.open_requests.values():
+            self._accounting.attempt_lost(request)
         for request, _ in self._cancelled.pop(worker, {}).values():
+            self._accounting.attempt_lost(request)
             request.settle()
 
 

@@ -8,9 +8,9 @@ import json
 import os
 from pathlib import Path
 
-import cluster_harness
 import pytest
 from cluster_harness import ClusterSpec, RunningCluster
+from paced_workers import pace
 from scaling_swing import ANSWER_HEAVY, POOLS, PROMPT_HEAVY, Swing, swing
 
 pytest.importorskip("ray", reason="needs the extra `ray`")
@@ -18,19 +18,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.ray, pytest.mar
 
 PERIOD_S = 20.0
 RATE = 2.0
-"""Requests per second: 1.6 prefill workers' prompts in one kind of phase, 1.25 decode workers' answers in the other."""
-PACE = "1000,0.05"
-START_TIMEOUT_S = 400.0
-"""A busy machine takes long to start six processes that import torch."""
+"""Requests per second: at the pace below 1.6 prefill workers' prompts in one kind of phase, 1.25 decode workers' answers in the
+other."""
 
 
 @pytest.fixture
 def paced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every process that is started from now on has a device's speed (tests/cluster/paced)."""
-    path = [str(Path(__file__).parent / "paced"), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
-    monkeypatch.setenv("SERVAL_PACE", PACE)
-    monkeypatch.setattr(cluster_harness, "START_TIMEOUT_S", START_TIMEOUT_S)
+    pace(monkeypatch, prompt_tokens_per_s=1000, step_s=0.05)
 
 
 async def test_pools_follow_a_swing_and_lose_nobody(paced: None, tiny_spec: ClusterSpec, tmp_path: Path) -> None:
@@ -42,7 +36,7 @@ async def test_pools_follow_a_swing_and_lose_nobody(paced: None, tiny_spec: Clus
         router__queue_timeout_s=200,
         scaling__period_s=PERIOD_S,
         scaling__slo_ttft_s=10,
-        scaling__slo_tokens_per_s=8,
+        scaling__slo_tokens_per_s=5,
         scaling__prefill={"max": 3},
         scaling__decode={"max": 3},
     )

@@ -90,6 +90,7 @@ class World:
         self.dispatcher.on_load(worker, cluster_pb2.LoadReport(**load), asyncio.get_running_loop().time())
 
     def say(self, task: Task, tokens: int, outcome: str | None, *, handed_back: bool = False, **timings: Any) -> None:
+        """Without an outcome a prompt's time comes with the token."""
         tokens = min(tokens, task.left)
         ids = [token_at(task.position + index) for index in range(tokens)]
         task.position, task.left = task.position + tokens, task.left - tokens
@@ -97,6 +98,7 @@ class World:
         if outcome:
             ended = cluster_pb2.Ended(outcome=outcome, timings=cluster_pb2.Timings(**timings), handed_back=handed_back)
         output = cluster_pb2.RequestOutput(request=task.number, token_ids=ids, ended=ended)
+        output.prefill_busy_s = 0.0 if outcome else timings.get("prefill_busy_s", 0.0)
         self.dispatcher.on_step(task.worker, cluster_pb2.StepOutput(outputs=[output]))
 
     def ended_count(self) -> int:

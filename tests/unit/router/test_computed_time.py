@@ -28,12 +28,13 @@ async def test_what_a_dead_worker_took_for_open_requests_is_lost() -> None:
     world = world_of()
     request = world.accept()
     task = world.task_of(request)
-    world.say(task, 1, None)
+    world.say(task, 1, None, prefill_busy_s=2.0)
     assert request.decode is not None
-    world.report(request.decode, busy_s=7.0, untold_busy_s=5.0, untold_prefill_busy_s=2.0)
+    world.report(request.decode, busy_s=7.0, untold_busy_s=5.0)
     world.members.leave(request.decode, "its stream broke")
     assert (billed(world, "decode", "lost"), billed(world, "prefill", "lost")) == (5.0, 2.0)
-    assert world.metrics.value("serval_cost_dollars_total", tenant="") == 7.0, "whose it was is not known"
+    assert world.metrics.value("serval_cost_dollars_total", tenant="") == 5.0, "whose it was is not known"
+    assert world.metrics.value("serval_cost_dollars_total", tenant="default") == 2.0, "of the prompt it is"
     assert busy(world, "decode") == 7.0, "the dead worker's counter is gone, and this one is not"
 
 
@@ -45,7 +46,7 @@ async def test_what_was_told_since_the_last_report_is_not_lost_as_well() -> None
     if second.decode is not worker:
         world.dispatcher.abandon(second)
     task = world.task_of(first)
-    world.report(worker, busy_s=6.0, untold_busy_s=6.0, untold_prefill_busy_s=1.0)
+    world.report(worker, busy_s=6.0, untold_busy_s=6.0)
     world.say(task, 6, "length", decode_busy_s=4.0, prefill_busy_s=1.0)
     world.members.leave(worker, "its stream broke")
     assert billed(world, "decode", "served") + billed(world, "decode", "lost") == 6.0 == busy(world, "decode")
