@@ -33,6 +33,12 @@ class DecodeConfig(BaseModel):
         gt=0,
         description="Seconds to wait for a prefill worker to confirm that a lease is over; then the slot is quarantined.",
     )
+    probe_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="Seconds for one probe of a prefill worker whose transfers have failed: a prompt of one block, computed there "
+        "and moved here.",
+    )
     connect_timeout_s: float = Field(3.0, gt=0, description="Seconds to introduce ourselves to a prefill worker.")
     fence_slots: bool = Field(
         True,

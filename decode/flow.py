@@ -188,15 +188,14 @@ class Flow:
             logger.warning("request %s: %s; computing the prompt here", request.request_id, error)
             parts.metrics.kv_transfer_failures.of(reason=str(error.outcome)).inc()
             self._reservation.local_reason = "prefill_failed"
+            parts.pairs.failed(request.prefill, error)
             self._settle()
             request.lifecycle.advance(Event.PREFILL_LOST)
             return False
-        timings = request.timings
-        timings.transfer_s = landed.last_verified_s - landed.first_landed_s
-        timings.transfer_exposed_s = max(0.0, landed.last_verified_s - remote.first_token_at)
-        timings.transfer_bytes = landed.bytes
-        parts.metrics.kv_transfer_exposed.of().observe(timings.transfer_exposed_s)
-        parts.transfers.add(landed.bytes, timings.transfer_exposed_s)
+        parts.pairs.worked(request.prefill)
+        exposed_s = request.note_landed(landed, remote.first_token_at)
+        parts.metrics.kv_transfer_exposed.of().observe(exposed_s)
+        parts.transfers.add(landed.bytes, exposed_s)
         parts.break_even.observe_elsewhere(uncached_tokens, landed.last_verified_s - called_at, parts.engine.num_running)
         self._settle()
         sequence = self._sequence
@@ -210,11 +209,7 @@ class Flow:
     def _take_first_token(self, first: cluster_pb2.FirstToken, remote: RemotePrefill) -> None:
         """Sends the first token on at once: the client does not wait for the transfer. It may also be the last."""
         request, sequence = self.request, self._sequence
-        request.timings.prefill_s = first.prefill_s
-        request.timings.prefill_busy_s = first.busy_s
-        if remote.started is not None:
-            request.timings.prefill_queue_s = remote.started.queue_s
-            request.cached_tokens = max(request.cached_tokens, remote.started.cached_tokens)
+        request.note_first_token(first, remote.started)
         request.lifecycle.advance(Event.FIRST_TOKEN)
         sequence.append(first.token_id)
         sequence.drafts = list(first.draft_token_ids)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from decode.admission import AdmissionLine
 from decode.break_even import BreakEven
 from decode.config import DecodeConfig
+from decode.pairs import Pairs
 from decode.prefill_client import PrefillPeers
 from decode.quarantine import Quarantine
 from engine.engine import Engine
@@ -35,3 +36,4 @@ class Parts:
     metrics: Metrics
     tracing: Tracing
     hold: Hold
+    pairs: Pairs

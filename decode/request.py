@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.sequence import Sequence
-from kvtransfer.lease import Lease
+from kvtransfer.lease import Landed, Lease
 from protocol import cluster_pb2, serval_pb2
 from protocol.ids import Incarnation, RequestId, RequestNumber
 from protocol.lifecycle import Lifecycle, Role
@@ -85,6 +85,21 @@ class DecodeRequest:
             traceparent=self.span.context.traceparent,
             tracestate=self.span.context.tracestate,
         )
+
+    def note_first_token(self, first: cluster_pb2.FirstToken, started: cluster_pb2.Started | None) -> None:
+        """What the prefill worker says that it took."""
+        self.timings.prefill_s = first.prefill_s
+        self.timings.prefill_busy_s = first.busy_s
+        if started is not None:
+            self.timings.prefill_queue_s = started.queue_s
+            self.cached_tokens = max(self.cached_tokens, started.cached_tokens)
+
+    def note_landed(self, landed: Landed, first_token_at: float) -> float:
+        """Returns the seconds for which the transfer kept the request waiting."""
+        self.timings.transfer_s = landed.last_verified_s - landed.first_landed_s
+        self.timings.transfer_exposed_s = max(0.0, landed.last_verified_s - first_token_at)
+        self.timings.transfer_bytes = landed.bytes
+        return self.timings.transfer_exposed_s
 
     def output(
         self,

@@ -79,6 +79,7 @@ class Requests:
         load.untold_busy_s = sum(request.sequence.busy_s for request in open_requests)
         load.lost_busy_s = self._lost_busy_s
         load.transfer_bytes_per_s = parts.transfers.per_second
+        load.avoided_prefill.extend(parts.pairs.avoided)
         load.local_prefill_max_tokens = parts.break_even.max_tokens
         parts.metrics.local_prefill_max_tokens.of().set(parts.break_even.max_tokens)
 

@@ -10,6 +10,7 @@ from protocol.ids import BlockId, Incarnation
 
 # Part of `serval_local_prefills_total{reason}`; so is what decode/break_even.py says.
 NO_PREFILL_WORKER = "no_prefill_worker"
+PAIR_AVOIDED = "pair_avoided"
 LANDING_TOO_SMALL = "landing_too_small"
 LANDING_QUARANTINED = "landing_quarantined"
 
@@ -53,6 +54,8 @@ class Reservation:
             return NO_PREFILL_WORKER
         if (choice := self._choose(self._sequence.num_remaining)) is not None:
             return choice
+        if self._parts.pairs.is_avoided(self._request.prefill):
+            return PAIR_AVOIDED
         if self._given_blocks - cached_blocks > self._parts.receiver.max_blocks:
             return LANDING_TOO_SMALL
         return None

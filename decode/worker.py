@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from decode.admission import AdmissionLine
 from decode.break_even import BreakEven
 from decode.config import DecodeConfig
+from decode.pairs import Pairs
 from decode.parts import Parts
 from decode.prefill_client import PrefillPeers
+from decode.probe import probe
 from decode.quarantine import Quarantine
 from decode.requests import Requests
 from engine.engine import Engine
@@ -62,6 +64,7 @@ class DecodeWorker:
         peers = PrefillPeers(lambda: _introduction(node, receiver), self._config.connect_timeout_s, spec.tls)
         line = AdmissionLine(self._config.max_waiting, self._metrics)
         quarantine = Quarantine(receiver, peers, self._config, on_freed=line.advance)
+        pairs = Pairs(lambda peer, name: probe(parts, peer, name), self._metrics)
         parts = self._parts = Parts(
             incarnation=node.incarnation,
             engine=engine,
@@ -78,6 +81,7 @@ class DecodeWorker:
             metrics=self._metrics,
             tracing=spec.tracing,
             hold=Hold(spec.link.hold_folder, spec.name),
+            pairs=pairs,
         )
         requests = self._requests = Requests(parts)
         health = self._health = Health(engine, parts.engine_loop.submit, lambda: receiver.proofs, spec.health, self._metrics)
@@ -85,6 +89,7 @@ class DecodeWorker:
         self._janitors = [
             asyncio.create_task(quarantine.run(), name="quarantine"),
             asyncio.create_task(health.run(), name="health"),
+            asyncio.create_task(pairs.run(), name="pairs"),
         ]
         node.dial_routers(requests, requests.describe_load)
         logger.info("serving on %s", address)

@@ -63,7 +63,10 @@ class TransferConfig(BaseModel):
         description="Writes of one transfer under way at once. More would only lengthen an abort.",
     )
     barrier_timeout_s: float = Field(
-        5.0, gt=0, description="Seconds for the barrier write that proves that no earlier write is still under way."
+        3.0,
+        gt=0,
+        description="Seconds for the barrier write that proves that no earlier write is still under way. Less than "
+        "prefill.abort_timeout_s, so that an abort is answered by it.",
     )
     pump_s: float = Field(
         1.0,

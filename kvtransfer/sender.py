@@ -23,6 +23,7 @@ from kvtransfer.quiesce import Barriers
 from kvtransfer.self_check import SelfCheck
 from kvtransfer.transfer import Transfer, lease_end
 from kvtransfer.transport import Transport
+from kvtransfer.unconfirmed import LeaseKey, Unconfirmed
 from kvtransfer.writer import Writer
 from protocol import cluster_pb2
 from protocol.errors import InvalidRequest, LeaseExpired, PeerGone, ServalError, TransferAborted, TransferFailed
@@ -30,8 +31,6 @@ from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
 from telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
-
-LeaseKey = tuple[Incarnation, LeaseId]
 
 REMEMBERED_LEASES = 65536
 """So many leases that were opened or aborted are remembered: a call may come twice, and an abort may overtake its call."""
@@ -62,7 +61,7 @@ class Sender:
         self._connections = Connections(self._transport)
         self._transfers: dict[LeaseKey, Transfer] = {}
         self._spent: OrderedDict[LeaseKey, None] = OrderedDict()
-        self._unconfirmed: dict[LeaseKey, int | None] = {}
+        self._unconfirmed = Unconfirmed()
         self._pace = Pace(config)
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
@@ -262,7 +261,7 @@ class Sender:
             self._metrics.kv_transfer_failures.of(reason=type(error).__name__).inc()
         may_land = self._writer.abandon(transfer)
         if may_land:
-            self._unconfirmed[key] = self._connections.number(transfer.peer)
+            self._unconfirmed.add(key, self._connections.number(transfer.peer))
         if isinstance(error, PeerGone) and self._connections.number(transfer.peer) is not None:
             self._disconnect(transfer.peer, str(error))
         if may_land:
@@ -277,10 +276,10 @@ class Sender:
 
         def end(quiesced: bool) -> None:
             if quiesced:
-                self._unconfirmed.pop(key, None)
+                self._unconfirmed.confirm(key)
             on_end(quiesced)
 
-        if peer is None or number is None or number != self._unconfirmed[key]:
+        if peer is None or number is None or number != self._unconfirmed.connection_of(key):
             end(False)
         else:
             self._barriers.post(peer, end)

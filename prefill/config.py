@@ -14,5 +14,8 @@ class PrefillConfig(BaseModel):
         description="Prompts accepted and not yet sent; more are refused as overloaded, so that decode tries elsewhere.",
     )
     abort_timeout_s: float = Field(
-        5.0, gt=0, description="Seconds an abort may take to confirm that nothing is written any more; then the answer is no."
+        4.0,
+        gt=0,
+        description="Seconds an abort may take to confirm that nothing is written any more; then the answer is no. Less than "
+        "decode.abort_timeout_s, so that the answer still finds who asked.",
     )

@@ -225,6 +225,7 @@ class LoadReport(_message.Message):
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     STEP_S_FIELD_NUMBER: _builtins.int
     TRANSFER_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    AVOIDED_PREFILL_FIELD_NUMBER: _builtins.int
     LOCAL_PREFILL_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     KV_BLOCKS_IN_PREFILL_FIELD_NUMBER: _builtins.int
     BUSY_S_FIELD_NUMBER: _builtins.int
@@ -259,6 +260,10 @@ class LoadReport(_message.Message):
     """
     lost_busy_s: _builtins.float
     """so far: taken for requests whose asker was gone before it could be told"""
+    @_builtins.property
+    def avoided_prefill(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """decode: prefill workers whose transfers to it keep failing; it tries them itself, and says when one works again"""
+
     def __init__(
         self,
         *,
@@ -272,6 +277,7 @@ class LoadReport(_message.Message):
         prefill_tokens_per_s: _builtins.float = ...,
         step_s: _builtins.float = ...,
         transfer_bytes_per_s: _builtins.float = ...,
+        avoided_prefill: _abc.Iterable[_builtins.int] | None = ...,
         local_prefill_max_tokens: _builtins.int = ...,
         kv_blocks_in_prefill: _builtins.int = ...,
         busy_s: _builtins.float = ...,
@@ -280,7 +286,7 @@ class LoadReport(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_s", b"busy_s", "kv_blocks_in_prefill", b"kv_blocks_in_prefill", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "local_prefill_max_tokens", b"local_prefill_max_tokens", "lost_busy_s", b"lost_busy_s", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_tokens", b"queued_tokens", "running", b"running", "step_s", b"step_s", "steps", b"steps", "transfer_bytes_per_s", b"transfer_bytes_per_s", "untold_busy_s", b"untold_busy_s", "waiting", b"waiting", "waiting_for_blocks", b"waiting_for_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoided_prefill", b"avoided_prefill", "busy_s", b"busy_s", "kv_blocks_in_prefill", b"kv_blocks_in_prefill", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "local_prefill_max_tokens", b"local_prefill_max_tokens", "lost_busy_s", b"lost_busy_s", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_tokens", b"queued_tokens", "running", b"running", "step_s", b"step_s", "steps", b"steps", "transfer_bytes_per_s", b"transfer_bytes_per_s", "untold_busy_s", b"untold_busy_s", "waiting", b"waiting", "waiting_for_blocks", b"waiting_for_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,14 +1,15 @@
 """The whole configuration of a cluster: each package's settings, composed; one YAML file and flags, and a flag wins."""
 
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from decode.config import DecodeConfig
 from engine.config import EngineConfig
@@ -119,6 +120,26 @@ class ServalConfig(BaseModel):
     link: LinkConfig = LinkConfig()
     health: HealthConfig = HealthConfig()
     tracing: TracingConfig = TracingConfig()
+
+    @model_validator(mode="after")
+    def _waits_end_inside_out(self) -> Self:
+        """Who waits for an answer waits longer than the answer may take: otherwise it comes to nobody, and landing slots are
+        set apart that need not be."""
+        waits = {
+            "transfer.barrier_timeout_s": self.transfer.barrier_timeout_s,
+            "prefill.abort_timeout_s": self.prefill.abort_timeout_s,
+            "decode.abort_timeout_s": self.decode.abort_timeout_s,
+        }
+        for (inner, inner_s), (outer, outer_s) in itertools.pairwise(waits.items()):
+            if inner_s >= outer_s:
+                raise ValueError(f"{outer}: must be more than {inner} ({inner_s:g} s), which it waits for, not {outer_s:g} s")
+        proof_s = self.transfer.write_timeout_s + self.transfer.barrier_timeout_s
+        if self.transfer.renew_after_s <= proof_s:
+            raise ValueError(
+                f"transfer.renew_after_s: must be more than transfer.write_timeout_s and transfer.barrier_timeout_s together "
+                f"({proof_s:g} s), not {self.transfer.renew_after_s:g} s"
+            )
+        return self
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -184,8 +184,12 @@ class Metrics:
             "num_requests_waiting_for_blocks", "Requests in decode's admission line: they wait for KV blocks or a landing slot"
         )
         self.local_prefills = self._counter("local_prefills", "Prompts that decode computed by itself", ["reason"])
-        self.pairs_avoided = self._gauge("pairs_avoided", "Prefill workers that this decode worker asks for no prompt: transfers failed")
-        self.pair_probes = self._counter("pair_probes", "Transfers of one block that test an avoided prefill worker", ["result"])
+        self.pairs_avoided = self._gauge(
+            "pairs_avoided", "Prefill workers that this decode worker asks for no prompt: transfers failed"
+        )
+        self.pair_probes = self._counter(
+            "pair_probes", "Transfers of one block that test an avoided prefill worker", ["result"]
+        )
         self.local_prefill_max_tokens = self._gauge(
             "local_prefill_max_tokens", "Longest uncached rest of a prompt that decode computes by itself, as learned"
         )

@@ -120,6 +120,9 @@ class Placer:
         prefill = self._pick(ask, _predict_prefill(ask, prefillers, matched))
         decode = self._pick(ask, _predict_decode(ask, decoders, matched, prefill.candidate if prefill else None))
         assert decode is not None
+        if prefill is not None and prefill.candidate.worker.incarnation in decode.candidate.worker.load.avoided_prefill:
+            others = [one for one in prefillers if one.incarnation not in decode.candidate.worker.load.avoided_prefill]
+            prefill = self._pick(ask, _predict_prefill(ask, others, matched))
         best = prefill.candidate.worker if prefill else None
         computes = decode.candidate.computes
         computing = decode.candidate if computes or prefill is None else prefill.candidate

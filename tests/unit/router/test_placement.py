@@ -297,3 +297,17 @@ async def test_an_explanation_names_every_candidate_under_any_policy(policy: Pol
 async def test_nobody_to_take_it() -> None:
     cluster = Cluster(decode=1)
     assert cluster.placer.place(ASK, [], list(cluster.workers.values())) is None
+
+
+async def test_a_pair_that_fails_is_not_made_again_while_its_decode_worker_says_so() -> None:
+    cluster = Cluster(prefill=2, decode=1)
+    cluster.report("p1", queued_tokens=900, running=1)
+    favourite = cluster.place().prefill
+    assert favourite is cluster.workers["p0"]
+    cluster.report("d0", avoided_prefill=[favourite.incarnation])
+    assert cluster.place().prefill is cluster.workers["p1"], "slower, and it works"
+    cluster.report("d0", avoided_prefill=[cluster.workers[name].incarnation for name in ("p0", "p1")])
+    placement = cluster.place()
+    assert (placement.prefill, placement.computing, placement.prefill_reason) == (None, cluster.workers["d0"], Reason.NONE)
+    cluster.report("d0")
+    assert cluster.place().prefill is favourite

@@ -1,5 +1,6 @@
 """Settings from a file and flags, and the one line that a wrong one gets."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,16 @@ def test_clients_are_told_the_context_that_workers_hold() -> None:
     assert load(None, {"engine.max_model_len": 512}).router.max_model_len == 512
     assert load(None, {"engine.max_model_len": 512, "router.max_model_len": 300}).router.max_model_len == 300
     assert load(None, {}).router.max_model_len is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"decode.abort_timeout_s": 4.0}, "decode.abort_timeout_s: must be more than prefill.abort_timeout_s"),
+        ({"transfer.barrier_timeout_s": 4.0}, "prefill.abort_timeout_s: must be more than transfer.barrier_timeout_s"),
+        ({"transfer.write_timeout_s": 30.0}, "transfer.renew_after_s: must be more than transfer.write_timeout_s"),
+    ],
+)
+def test_a_wait_that_would_end_before_its_answer_is_refused(tmp_path: Path, settings: dict[str, float], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load(None, {"model": write_tiny_llama(tmp_path / "tiny"), **settings})
