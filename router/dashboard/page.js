@@ -9,6 +9,8 @@ const PERIOD_MS = 1000;
 const TIMEOUT_MS = 3000;
 const STALE_AFTER_MS = 4000;
 
+const FAILURES = { TimeoutError: "it is too slow", AbortError: "it is too slow", TypeError: "no connection" };
+
 const history = new History();
 let latest = null; // the last document, and when it came by this browser's clock
 let failure = ""; // why the last poll brought nothing
@@ -25,7 +27,7 @@ async function poll() {
     draw();
     showLines(history, state);
   } catch (error) {
-    failure = error.name === "TimeoutError" ? "it is too slow" : error.name === "TypeError" ? "no connection" : error.message;
+    failure = FAILURES[error.name] ?? error.message;
   }
   tell();
   if (!document.hidden) setTimeout(poll, PERIOD_MS);
