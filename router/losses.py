@@ -69,7 +69,7 @@ def pause_s(retry: int, left_s: float, draw: Callable[[float, float], float] = r
     """Seconds before retry number `retry` (from 1): exponential, jittered, at most half of what is left of the deadline."""
     if retry <= 1:
         return 0.0
-    longest_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (retry - 2))
+    longest_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (retry - 2))
     return min(draw(0.5, 1.0) * longest_s, max(0.0, left_s) / 2)
 
 
