@@ -4,6 +4,8 @@ A step cannot be faster than reading once the weights that it multiplies and the
 bandwidth that copying gives in the same run. Layers and experts are fewer than Chat's so that one GPU holds them; all else keeps
 Chat's proportions. Calls the engine's own code, as benchmarks/longcat_kernels.py does.
 
+On a GPU each batch size is measured again as a captured CUDA graph, in the same run, steps taken in turn.
+
     python -m benchmarks.longcat_decode_floor --json FILE                                             # on a GPU, 28 GB
     python -m benchmarks.longcat_decode_floor --device cpu --hidden 768 --layers 2 --experts 16 --context 256
 """
@@ -29,8 +31,11 @@ from benchmarks.errors import NotMeasured
 from benchmarks.measurement import JsonFile, Measurement, numbers
 from benchmarks.paired import Machine, Verdict
 from benchmarks.quantiles import median
+from engine.attention.base import AttentionBackend
 from engine.batch import Batch, Span
 from engine.config import EngineConfig
+from engine.decode_graph.choice import step_graphs
+from engine.decode_graph.graphs import StepGraphs
 from engine.kv_pool import KVPool
 from engine.models.base import Model
 from engine.models.blueprint import INPUT_EMBEDDING, tensor_shapes
@@ -51,6 +56,8 @@ class BatchFloor(BaseModel):
 
     sequences: int
     step_s: list[float]
+    replayed_s: list[float]
+    """The same steps replayed as a CUDA graph; none where there is no GPU."""
     weight_bytes: int
     """Read by a step, if the router treats all experts alike."""
     kv_bytes: int
@@ -60,6 +67,11 @@ class BatchFloor(BaseModel):
     def ratio(self) -> float:
         """Median step over the floor: 1 would be as fast as memory allows."""
         return median(self.step_s) / self.floor_s
+
+    @property
+    def replayed_ratio(self) -> float | None:
+        """As `ratio`, of the steps replayed."""
+        return median(self.replayed_s) / self.floor_s if self.replayed_s else None
 
 
 class FloorReport(BaseModel):
@@ -215,20 +227,45 @@ def measure(
         Sequence(str(n), [n] * context, SamplingParams(), blocks=list(range(n * blocks, (n + 1) * blocks)))
         for n in range(count)
     ]
-    taken = []
-    for number in range(-2, steps):  # the steps before the first warm up
-        place.wait()
-        started_s = time.perf_counter()
-        batch = Batch([Span(each, context - 1, context) for each in sequences], BLOCK_SIZE, place.device)
-        logits = model.forward(batch, pool, attention)
+    spans = [Span(each, context - 1, context) for each in sequences]
+    graphs = captured(model, pool, attention, count, context) if place.device.type == "cuda" else None
+
+    def step() -> None:
+        logits = model.forward(Batch(spans, BLOCK_SIZE, place.device), pool, attention)
         assert logits is not None
         logits.argmax(dim=-1).tolist()
-        if number >= 0:
-            taken.append(time.perf_counter() - started_s)
+
+    def replay() -> None:
+        launch = None if graphs is None else graphs.launch(spans, None)
+        assert launch is not None
+        launch().numbers()
+
+    taken: list[float] = []
+    replayed: list[float] = []
+    for number in range(-2, steps):  # the steps before the first warm up
+        for work, times in ((step, taken), (replay, replayed))[: 1 if graphs is None else 2]:
+            place.wait()
+            started_s = time.perf_counter()
+            work()
+            if number >= 0:
+                times.append(time.perf_counter() - started_s)
     value_bytes = place.dtype.itemsize
     weight_bytes, kv_bytes = weights_read(config, count) * value_bytes, count * context * config.kv_bytes_per_token(value_bytes)
     floor_s = (weight_bytes + kv_bytes) / bytes_per_s
-    return BatchFloor(sequences=count, step_s=taken, weight_bytes=weight_bytes, kv_bytes=kv_bytes, floor_s=floor_s)
+    return BatchFloor(
+        sequences=count, step_s=taken, replayed_s=replayed, weight_bytes=weight_bytes, kv_bytes=kv_bytes, floor_s=floor_s
+    )
+
+
+def captured(model: Model, pool: KVPool, attention: AttentionBackend, count: int, context: int) -> StepGraphs:
+    """The engine's own graphs, of one size."""
+    config = EngineConfig(max_sequences=count, max_batch_tokens=count, cuda_graph_sizes=(count,), speculation="off")
+    graphs = step_graphs(config, model, pool, attention, context)
+    try:
+        graphs.capture()
+    except (RuntimeError, ImportError) as error:
+        raise NotMeasured(f"the step could not be captured: {error}") from error
+    return graphs
 
 
 def weights_read(config: LongcatConfig, tokens: int) -> int:
@@ -241,11 +278,14 @@ def weights_read(config: LongcatConfig, tokens: int) -> int:
 
 
 def render(report: FloorReport) -> RenderableType:
-    table = Table("sequences", "step ms", "floor ms", "ratio", "weights read", "KV read", title="Decode steps and their floor")
+    columns = ("sequences", "step ms", "replayed ms", "floor ms", "ratio", "replayed ratio", "weights read", "KV read")
+    table = Table(*columns, title="Decode steps and their floor")
     for each in report.batches:
         gib = [f"{size / (1 << 30):.2f} GiB" for size in (each.weight_bytes, each.kv_bytes)]
-        times = [f"{seconds * 1e3:.2f}" for seconds in (median(each.step_s), each.floor_s)]
-        table.add_row(str(each.sequences), *times, f"{each.ratio:.2f}", *gib)
+        replayed = f"{median(each.replayed_s) * 1e3:.2f}" if each.replayed_s else "no GPU"
+        ratio = "" if each.replayed_ratio is None else f"{each.replayed_ratio:.2f}"
+        times = f"{median(each.step_s) * 1e3:.2f}", replayed, f"{each.floor_s * 1e3:.2f}"
+        table.add_row(str(each.sequences), *times, f"{each.ratio:.2f}", ratio, *gib)
     size = f"{report.parameters / 1e9:.2f} B parameters, {report.context} tokens of context, {report.dtype} on {report.device}"
     return Group(table, Text(f"{size}; copying {report.bytes_per_s / 1e9:.1f} GB/s; load {report.machine.load:.1f}"))
 

@@ -8,6 +8,9 @@ How many parts there are is fixed by the number of sequences, how long they are 
 alone. A latent whose width is a power of two is read once, as key and as value.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -25,23 +28,72 @@ SMALLEST = 16
 """Side of the smallest tile that tl.dot takes."""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How both passes are launched: it hangs on shapes alone."""
+
+    grid: tuple[int, int, int]
+    splits: int
+    values: int
+    """Width of a value as a tile."""
+    parts: dict[str, Any]
+    """What the first pass is compiled for."""
+    join: dict[str, Any]
+    is_wide: bool
+
+    @property
+    def parts_options(self) -> dict[str, int]:
+        return {"num_warps": 8 if self.is_wide else 4, "num_stages": 2}
+
+    @property
+    def join_options(self) -> dict[str, int]:
+        return {"num_warps": 4}
+
+
+def launch_of(heads: EntryHeads, rows_each: int, sequences: int, block_size: int, processors: int) -> Launch:
+    """`processors`: multiprocessors of the GPU."""
+    main = 1 << (heads.key_width.bit_length() - 1)
+    rest = heads.key_width - main
+    is_wide = heads.key_width > WIDE
+    rows_of_head = rows_each * heads.group
+    tile_rows = min(_tile(rows_of_head), 16 if is_wide else 64)
+    tiles = -(-rows_of_head // tile_rows)
+    splits = splits_for(sequences * heads.kv_heads * tiles, processors)
+    values = _tile(heads.value_width)
+    shared = {"value_width": heads.value_width, "values": values, "splits": splits}
+    parts = shared | {
+        "heads": heads.heads,
+        "group": heads.group,
+        "rows_each": rows_each,
+        "block_size": block_size,
+        "key_width": heads.key_width,
+        "main": _tile(main),
+        "main_width": main,
+        "rest": _tile(rest) if rest else 0,
+        "keys_from": heads.keys_from,
+        "values_from": heads.values_from,
+        "value_is_key": heads.is_latent and heads.value_width == main,
+        "tiles": tiles,
+        "tile_rows": tile_rows,
+        "tile_tokens": 32 if is_wide else 64,
+    }
+    return Launch((sequences, heads.kv_heads * tiles, splits), splits, values, parts, shared, is_wide)
+
+
+def splits_for(programs: int, processors: int) -> int:
+    """So many parts of each context, a power of two, that every multiprocessor has something to do."""
+    return min(MOST_SPLITS, _power_of_two(-(-processors * PROGRAMS_PER_PROCESSOR // programs)))
+
+
 def attend(query: torch.Tensor, entries: torch.Tensor, tables: BlockTables, heads: EntryHeads, block_size: int) -> torch.Tensor:
     """`query` [rows, heads, key_width], contiguous in its last dimension, and `entries` [slots, entry width] → [rows, heads,
     value_width]."""
-    main = 1 << (heads.key_width.bit_length() - 1)
-    rest = heads.key_width - main
-    rows_of_head = tables.rows_each * heads.group
-    is_wide = heads.key_width > WIDE
-    tile_rows = min(max(SMALLEST, triton.next_power_of_2(rows_of_head)), 16 if is_wide else 64)
-    tiles = -(-rows_of_head // tile_rows)
-    programs = tables.sequences * heads.kv_heads * tiles
-    splits = splits_for(programs, query.device)
-    values = max(SMALLEST, triton.next_power_of_2(heads.value_width))
+    launch = launch_of(heads, tables.rows_each, tables.sequences, block_size, _processors(query.device))
     rows = query.shape[0]
-    sums = torch.empty(rows, heads.heads, splits, values, dtype=torch.float32, device=query.device)
-    largest = torch.empty(rows, heads.heads, splits, dtype=torch.float32, device=query.device)
+    sums = torch.empty(rows, heads.heads, launch.splits, launch.values, dtype=torch.float32, device=query.device)
+    largest = torch.empty(rows, heads.heads, launch.splits, dtype=torch.float32, device=query.device)
     weights = torch.empty_like(largest)
-    _attend_parts[(tables.sequences, heads.kv_heads * tiles, splits)](
+    attend_parts[launch.grid](
         query,
         entries,
         tables.blocks,
@@ -54,44 +106,30 @@ def attend(query: torch.Tensor, entries: torch.Tensor, tables: BlockTables, head
         entries.stride(0),
         tables.blocks.stride(0),
         heads.scale,
-        heads=heads.heads,
-        group=heads.group,
-        rows_each=tables.rows_each,
-        block_size=block_size,
-        key_width=heads.key_width,
-        main=max(SMALLEST, main),
-        main_width=main,
-        rest=max(SMALLEST, triton.next_power_of_2(rest)) if rest else 0,
-        value_width=heads.value_width,
-        values=values,
-        keys_from=heads.keys_from,
-        values_from=heads.values_from,
-        value_is_key=heads.is_latent and heads.value_width == main,
-        splits=splits,
-        tiles=tiles,
-        tile_rows=tile_rows,
-        tile_tokens=32 if is_wide else 64,
-        num_warps=8 if is_wide else 4,
-        num_stages=2,
+        **launch.parts,
+        **launch.parts_options,
     )
     attended = query.new_empty(rows, heads.heads, heads.value_width)
-    _join_parts[(rows * heads.heads,)](
-        sums, largest, weights, attended, value_width=heads.value_width, values=values, splits=splits, num_warps=4
-    )
+    join_parts[(rows * heads.heads,)](sums, largest, weights, attended, **launch.join, **launch.join_options)
     return attended
 
 
-def splits_for(programs: int, device: torch.device) -> int:
-    """So many parts of each context, a power of two, that every multiprocessor has something to do."""
-    processors = ASSUMED_PROCESSORS
-    if device.type == "cuda":
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-    wanted = -(-processors * PROGRAMS_PER_PROCESSOR // programs)
-    return int(min(MOST_SPLITS, triton.next_power_of_2(wanted)))
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return ASSUMED_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _tile(width: int) -> int:
+    return max(SMALLEST, _power_of_two(width))
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(0, least - 1).bit_length()
 
 
 @triton.jit
-def _attend_parts(
+def attend_parts(
     query,
     entries,
     blocks,
@@ -183,7 +221,7 @@ def _attend_parts(
 
 
 @triton.jit
-def _join_parts(
+def join_parts(
     sums,
     largest,
     weights,
