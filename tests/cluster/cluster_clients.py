@@ -126,9 +126,18 @@ class SseAnswer:
     error: dict[str, Any] | None = None
 
 
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """As event streams end them. httpx's own also ends lines at U+0085 and U+2028, which JSON may hold as they are."""
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.decode()
+
+
 async def read_sse(response: httpx.Response, answer: SseAnswer) -> AsyncIterator[SseAnswer]:
     """Yields `answer` after each event of /v1/completions or /v1/chat/completions."""
-    async for line in response.aiter_lines():
+    async for line in _lines(response):
         if not line:
             continue
         assert line.startswith("data: "), line
