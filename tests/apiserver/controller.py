@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import threading
+import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -62,9 +63,12 @@ class Controller:
         self._thread.join(5)
 
     def _run(self) -> None:
-        while not self._stop.wait(TICK_S):
+        pause_s = TICK_S
+        while not self._stop.wait(pause_s):
             with self.store.locked():
+                began = time.monotonic()
                 self.tick()
+                pause_s = max(TICK_S, 2 * (time.monotonic() - began))  # requests come first, on a busy machine too
 
     def tick(self) -> None:
         for pod in self.store.of_kind("Pod"):
@@ -115,6 +119,8 @@ class Controller:
         self.most_draining = max(self.most_draining, len(draining))
 
     def _say(self, pod: Object, status: Object) -> None:
+        if pod.get("status") == status:
+            return
         metadata = pod["metadata"]
         self.store.change(
             POD, metadata["namespace"], metadata["name"], lambda one: one | {"status": status}, subresource="status"
@@ -214,6 +220,8 @@ class Controller:
         self._set_status(RAY, service, status)
 
     def _set_status(self, resource: Any, one: Object, status: Object) -> None:
+        if one.get("status") == status:
+            return
         metadata = one["metadata"]
         self.store.change(
             resource, metadata["namespace"], metadata["name"], lambda now: now | {"status": status}, subresource="status"
