@@ -1,13 +1,15 @@
 """A decode step as a CUDA graph."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 WARM_UPS = 2
 """Calls before the capture: libraries choose and compile their kernels, which they cannot do in it."""
 
-MemoryPool = tuple[int, int]
+MemoryPool = Any
+"""What torch.cuda.graph_pool_handle gives; torch names its type in a private module."""
 
 
 class StepGraph:
@@ -22,7 +24,7 @@ class StepGraph:
 
         Raises RuntimeError where something in it waits for the device.
         """
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
