@@ -18,7 +18,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 UPGRADE = re.compile(rb"\r\nupgrade:[^\r]*", re.IGNORECASE)
 """An offer to go on in another protocol, as Java's HttpClient makes with every request (h2c). A server may pass over it (RFC 9110,
-7.8); uvicorn's parser would pass over the request's body too. Heads that come in several packets are not looked at."""
+7.8); uvicorn's parser would pass over the request's body too."""
+
+_OFFER = b"\r\nupgrade:"
 
 Refused = Callable[[str], None]
 """Takes the reason, for the metric."""
@@ -41,6 +43,8 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
             super().__init__(*args, **kwargs)
             self._is_reading_head = True
             self._head_bytes = 0
+            self._line_begun = b""
+            """The end of what has come of a head, where an offer to upgrade may have begun: it waits for the rest of its line."""
             self._takes_no_more = False
             """A request came too early; this connection ends with the answer that is on its way."""
             self._timer: asyncio.TimerHandle | None = None
@@ -67,10 +71,9 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
                     self._await_head()
                 else:
                     self._timer = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-            if self._is_reading_head and not self._head_bytes:
-                head, end, rest = data.partition(b"\r\n\r\n")
-                data = UPGRADE.sub(b"", head) + end + rest if end else data
             self._head_bytes += len(data)
+            if self._is_reading_head:
+                data = self._without_offers(self._line_begun + data)
             super().data_received(data)
             if self._is_reading_head and self._head_bytes > limits.head_bytes:
                 self._refuse_head()
@@ -105,6 +108,18 @@ def limited_connection(limits: ConnectionLimits, refused: Refused) -> type[async
                     self.timeout_keep_alive_task = self.loop.call_later(
                         self.timeout_keep_alive, self.timeout_keep_alive_handler
                     )
+
+        def _without_offers(self, data: bytes) -> bytes:
+            head, end, rest = data.partition(b"\r\n\r\n")
+            if end:
+                self._line_begun = b""
+                return UPGRADE.sub(b"", head) + end + rest
+            # Line ends wait too: with what comes next they may be the head's.
+            whole = len(head.rstrip(b"\r\n"))
+            line = head.rfind(b"\r\n") if whole == len(head) else whole
+            is_begun = line >= 0 and (line == whole or _OFFER.startswith(head[line : line + len(_OFFER)].lower()))
+            self._line_begun = head[line:] if is_begun else b""
+            return UPGRADE.sub(b"", head[:line] if is_begun else head)
 
         @property
         def _is_idle(self) -> bool:

@@ -143,6 +143,22 @@ async def test_an_offer_to_upgrade_takes_no_body_away(running: Cluster, offer: b
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
+async def test_an_offer_in_several_packets_takes_no_body_away(running: Cluster, size: int) -> None:
+    body = b'{"model": "test-model", "prompt": [1, 2, 3], "max_tokens": 1}\r\n'
+    head = b"POST /v1/completions HTTP/1.1\r\nUpgrade: h2c\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(
+        body
+    )
+    whole = head + body
+    async with running.worker(answer=positional_answer("a")), connection(running.ports.http) as (reader, writer):
+        for start in range(0, len(whole), size):
+            writer.write(whole[start : start + size])
+            await writer.drain()
+            await asyncio.sleep(0)  # the router's turn: it is on this loop
+        answer = await asyncio.wait_for(reader.read(), WAIT_S)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
 def streamed(**more: Any) -> bytes:
     body = json.dumps({"model": MODEL, "prompt": [1, 2, 3], "max_tokens": 50, "stream": True, **more}).encode()
     return b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
