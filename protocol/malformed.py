@@ -16,25 +16,21 @@ MALFORMED = object()
 
 
 class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Answers INVALID_ARGUMENT to a request that cannot be read. For methods that take one message and are coroutines or
-    asynchronous generators."""
+    """Answers INVALID_ARGUMENT to a request that cannot be read, of methods that take one message and are coroutines or
+    asynchronous generators. Methods of ours that take a stream read MALFORMED where a message cannot be read."""
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
     ) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming or handler.request_deserializer is None:
+        if handler is None or handler.request_deserializer is None:
             return handler
+        if handler.request_streaming:
+            return handler._replace(request_deserializer=_reader(handler)) if _is_ours(handler_call_details) else handler
         kind = "unary_stream" if handler.response_streaming else "unary_unary"
-        inner, read = getattr(handler, kind), handler.request_deserializer
+        inner = getattr(handler, kind)
         if not inspect.iscoroutinefunction(inner) and not inspect.isasyncgenfunction(inner):
             return handler
-
-        def try_to_read(data: bytes) -> Any:
-            try:
-                return read(data)
-            except DecodeError:
-                return MALFORMED
 
         async def call(request: Any, context: Any) -> Any:
             if request is MALFORMED:
@@ -49,7 +45,24 @@ class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                     yield answer
 
         answering = stream if inspect.isasyncgenfunction(inner) else call
-        return handler._replace(**{kind: answering, "request_deserializer": try_to_read})
+        return handler._replace(**{kind: answering, "request_deserializer": _reader(handler)})
+
+
+def _reader(handler: Any) -> Callable[[bytes], Any]:
+    """Gives MALFORMED for what the method's own reader cannot read."""
+    read = handler.request_deserializer
+
+    def try_to_read(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError:
+            return MALFORMED
+
+    return try_to_read
+
+
+def _is_ours(details: Any) -> bool:
+    return str(details.method).startswith("/serval.")
 
 
 async def _refuse(context: Any) -> None:

@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from protocol import cluster_pb2, cluster_pb2_grpc
+from protocol.malformed import MALFORMED
 from protocol.peer_guard import peer_roles
 from router.dispatch import Dispatcher
 from router.workers import POOL_NAMES, Membership, RefusedWorker, Worker
@@ -18,6 +19,10 @@ logger = logging.getLogger(__name__)
 
 class _Unhandled(Exception):
     """A message met a bug of ours. What it said is lost, so the stream ends: requests go on elsewhere, and the worker redials."""
+
+
+class _Unreadable(_Unhandled):
+    """A worker sent bytes that are no message."""
 
 
 class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
@@ -62,7 +67,7 @@ class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
             first = await asyncio.wait_for(context.read(), self._hello_timeout_s)
         except TimeoutError:
             await _refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no Hello came")
-        if first is grpc.aio.EOF or first.WhichOneof("kind") != "hello":  # type: ignore[attr-defined]
+        if first in (grpc.aio.EOF, MALFORMED) or first.WhichOneof("kind") != "hello":  # type: ignore[attr-defined]
             await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with Hello")
         roles = peer_roles(context)
         if roles is not None and POOL_NAMES.get(first.hello.role) not in roles:
@@ -78,6 +83,8 @@ class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
     async def _read(self, worker: Worker, context: Any) -> None:
         loop = asyncio.get_running_loop()
         while (message := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            if message is MALFORMED:
+                raise _Unreadable
             worker.heard_at = loop.time()
             kind = message.WhichOneof("kind")
             try:
@@ -98,6 +105,8 @@ class RouterLinkService(cluster_pb2_grpc.RouterLinkServicer):
 
 
 def _why_reading_ended(error: BaseException | None) -> str:
+    if isinstance(error, _Unreadable):
+        return "it said what is no message"
     if isinstance(error, _Unhandled):
         return "the router failed to handle what it said"
     return "its stream broke" if error is not None else "it closed its stream"
