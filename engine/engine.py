@@ -69,6 +69,8 @@ class Engine:
         self._split = model if isinstance(model, SplitModel) else None
         if self._split is not None:
             self._split.watch(self.kv_cache)
+        self.probe_s = 0.0
+        """Of its sequences' shares, those of probes, as whoever sends them says."""
         self.wakeup = threading.Event()
         self.steps = 0
         """Forward passes whose results are known."""
@@ -144,8 +146,8 @@ class Engine:
 
     @property
     def busy_s(self) -> float:
-        """Seconds so far of steps that computed something: what its sequences' shares add up to."""
-        return self._metrics.busy_s
+        """Seconds so far of steps that computed something for somebody: what its sequences' shares add up to."""
+        return self._metrics.busy_s - self.probe_s
 
     @property
     def is_idle(self) -> bool:

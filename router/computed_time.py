@@ -40,8 +40,9 @@ class ComputedTime:
         """Call with each report, in order. What was computed before the first one is no business of this router's."""
         account = self._accounts.get(worker.incarnation)
         if account is not None:
+            load.busy_s = max(load.busy_s, account.report.busy_s)  # a probe's time is taken off when it has ended
             computed_s = load.busy_s - account.report.busy_s
-            self._pools[worker.pool] = self._pools.get(worker.pool, 0.0) + max(0.0, computed_s)
+            self._pools[worker.pool] = self._pools.get(worker.pool, 0.0) + computed_s
             self._lose(worker.pool, load.lost_busy_s - account.report.lost_busy_s)
         self._accounts[worker.incarnation] = _Account(load)
 

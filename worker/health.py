@@ -94,6 +94,7 @@ class Health:
         for update in updates:
             if update.request_id == PROBE and update.finish is not None:
                 self._engine.release(update.sequence)
+                self._engine.probe_s += update.sequence.busy_s  # nobody pays for it
                 self._is_probing = False
                 if update.error is None:
                     self._count("engine", "passed")

@@ -49,6 +49,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.steps, self.num_running, self.num_waiting = 0, 0, 0
+        self.probe_s = 0.0
         self.released: list[Sequence] = []
 
     def release(self, sequence: Sequence) -> None:
