@@ -151,7 +151,18 @@ def served_model(client: httpx.Client) -> str:
         response.raise_for_status()
         return str(response.json()["data"][0]["id"])
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError) as error:
-        raise Unavailable(f"no Serval cluster answers at {client.base_url}: {error}; start one with `serval up`") from error
+        raise Unavailable(f"no Serval cluster answers at {client.base_url}: {error}; {_advice(error)}") from error
+
+
+def _advice(error: Exception) -> str:
+    """What most likely helps: somebody who is there, but speaks or trusts otherwise, need not be started."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "its certificate is not trusted here: name its authority with --ca (SERVAL_CA)"
+    if "SSL" in str(error):
+        return "it speaks no TLS there: try http:// in --url"
+    if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
+        return "it may speak TLS: try https:// in --url"
+    return "start one with `serval up`"
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
