@@ -143,7 +143,10 @@ class _Run:
             self.trial.evidence["before"] = {"serval_queue_length of router-0": len(self._hits)}
         else:
             self._clients = [self._ask(ROUTERS[number % 2], number) for number in range(4)]
-            await _until(self._is_reached, NotReached(f"told: {cluster.held(cell.point)}"), REACH_TIMEOUT_S)
+            try:
+                await _until(self._is_reached, NotReached(), REACH_TIMEOUT_S)
+            except NotReached:
+                raise NotReached(f"the workers tell of {cluster.held(cell.point)}") from None
             with contextlib.suppress(NotReached):
                 await _until(self._are_all_there, NotReached("some are elsewhere"), COMPANY_S)
             self._choose_victim(self._told())
