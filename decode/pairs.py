@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from decode.pair_health import PairHealth
 from protocol import cluster_pb2
 from protocol.errors import InvalidRequest, Overloaded, ServalError, TransferAborted
-from protocol.ids import Incarnation
+from protocol.ids import Incarnation, ProcessIdentity
 from telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Pairs:
             await asyncio.sleep(LOOK_S)
             now = time.monotonic()
             for incarnation, (peer, health) in list(self._by_incarnation.items()):
-                if health.is_hopeless or health.is_forgotten(now):
+                if health.is_hopeless or health.is_forgotten(now) or ProcessIdentity.from_proto(peer.process).is_gone():
                     del self._by_incarnation[incarnation]
                 elif health.is_due(now) and incarnation not in self._probing:
                     task = asyncio.create_task(self._try(peer, health), name=f"probe-{peer.name}")

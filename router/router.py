@@ -235,9 +235,10 @@ class _Running:
                 # The loop was held up, so workers could not be heard: read first what they have sent.
                 due = loop.time()
                 continue
-            for worker, reason in self.members.overdue(loop.time(), self._config.worker_silence_s, self._config.worker_stall_s):
+            overdue = self.members.overdue(loop.time(), self._config.worker_silence_s, self._config.worker_stall_s)
+            for worker, reason, has_died in overdue:
                 try:
-                    self.members.leave(worker, reason)
+                    self.members.leave(worker, reason, has_died=has_died)
                 except Exception:  # the others are still watched
                     logger.exception("%s %s: %s", worker.pool, worker.name, reason)
 

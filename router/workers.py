@@ -205,14 +205,15 @@ class Membership:
             worker.is_draining = True
             self.leave(worker, reason)
 
-    def overdue(self, now: float, silence_s: float, stall_s: float) -> list[tuple[Worker, str]]:
-        """Workers to give up, and why: silent ones, and decode workers whose engine stands still under load."""
-        late: list[tuple[Worker, str]] = []
+    def overdue(self, now: float, silence_s: float, stall_s: float) -> list[tuple[Worker, str, bool]]:
+        """Workers to give up, why, and whether that is a death: silent ones, which may as well be this router's own network, and
+        decode workers whose engine stands still under load."""
+        late: list[tuple[Worker, str, bool]] = []
         for worker in self._workers.values():
             if now - worker.heard_at > silence_s:
-                late.append((worker, f"it was silent for {silence_s:g} s"))
+                late.append((worker, f"it was silent for {silence_s:g} s", False))
             elif worker.hello.role == DECODE and now - worker.progressed_at > stall_s:
-                late.append((worker, f"its engine made no step for {stall_s:g} s"))
+                late.append((worker, f"its engine made no step for {stall_s:g} s", True))
         return late
 
     def _check(self, hello: cluster_pb2.Hello, others: list[Worker]) -> None:

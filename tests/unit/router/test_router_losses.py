@@ -139,6 +139,15 @@ async def test_an_orderly_end_is_no_death(has_died: bool) -> None:
     assert outcome(request) is (Outcome.POISON if has_died else None)
 
 
+async def test_silence_is_no_death_and_an_engine_that_stands_still_is_one() -> None:
+    """A router that is cut off loses all its workers, again and again: that says nothing of its requests."""
+    world = World()
+    silent, stalled = world.join("decode", "silent"), world.join("decode", "stalled")
+    silent.heard_at, stalled.heard_at, stalled.progressed_at = 0.0, 100.0, 0.0
+    found = {worker.name: has_died for worker, _, has_died in world.members.overdue(100.0, silence_s=3.0, stall_s=60.0)}
+    assert found == {"silent": False, "stalled": True}
+
+
 async def test_what_a_stopping_worker_hands_back_goes_on_elsewhere_and_is_no_retry() -> None:
     world = World(max_retries=0)
     first, second = world.join("decode", "a"), world.join("decode", "b")

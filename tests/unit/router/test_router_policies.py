@@ -109,5 +109,5 @@ async def test_a_worker_that_makes_steps_or_has_no_work_is_not_overdue() -> None
     assert members.overdue(100.0, silence_s=5, stall_s=20) == []
     one.take_report(cluster_pb2.LoadReport(running=1, steps=6), now=95.0)
     one.take_report(cluster_pb2.LoadReport(running=1, steps=6), now=120.0)
-    assert [who for who, _ in members.overdue(100.0, silence_s=5, stall_s=20)] == []
-    assert [who for who, _ in members.overdue(116.0, silence_s=50, stall_s=20)] == [one]
+    assert [who for who, *_ in members.overdue(100.0, silence_s=5, stall_s=20)] == []
+    assert [who for who, *_ in members.overdue(116.0, silence_s=50, stall_s=20)] == [one]
