@@ -46,6 +46,7 @@ class Page:
         for domain in ("Page", "Runtime", "Log"):
             await self.send(f"{domain}.enable")
         await self.send("Page.navigate", url=url)
+        await self.until("location.href !== 'about:blank' && document.readyState === 'complete'")
 
     async def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = next(self._numbers)
@@ -72,7 +73,7 @@ class Page:
                 while not await self.run(script):  # noqa: ASYNC110 - the page tells of nothing by itself
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            shown = await self.run("document.body.innerText")
+            shown = await self.run("document.body?.innerText")
             raise AssertionError(f"not within {timeout_s:g} s: {script}\n{shown}\n{self.complaints}") from None
 
     async def looks(self, width: int, height: int, scheme: str = "light", is_phone: bool = False) -> None:
