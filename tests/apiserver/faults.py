@@ -19,8 +19,6 @@ class Fault:
     times: int = 1_000_000
     hang_s: float = 30.0
     also_dry: bool = False
-    dies: bool = False
-    """The server answers nobody any more."""
 
 
 @dataclass
