@@ -149,11 +149,11 @@ class Flow:
             if (ending := self._parts.engine.ending(self._sequence)) is not None:
                 request.link.send([request.output([], [], self._ended_by(ending))])
                 return
-        await self._parts.hold.at(Point.DECODE_QUEUED, request.number, request.facts)
+        await self._parts.hold.at(Point.DECODE_QUEUED, request.sequence.request_id, request.facts)
         await self._parts.line.enter(self._reservation.attempt)
         request.lifecycle.advance(Event.RESERVED)
         request.timings.queue_s = time.monotonic() - request.arrived_at
-        await self._parts.hold.at(Point.RESERVED, request.number, request.facts)
+        await self._parts.hold.at(Point.RESERVED, request.sequence.request_id, request.facts)
         if request.lease is None or not await self._prefill_remotely():
             await self._prefill_here()
         if self._in_engine:  # not when the first token was the last

@@ -100,7 +100,7 @@ class Requests:
         """In the engine's thread, after each step."""
         if self._parts.hold.wants(Point.DECODING):
             flows = [flow for update in updates if (flow := self._by_key.get(update.request_id)) is not None]
-            self._parts.hold.slow(Point.DECODING, [(flow.request.number, flow.request.facts) for flow in flows])
+            self._parts.hold.slow(Point.DECODING, [(flow.request.sequence.request_id, flow.request.facts) for flow in flows])
 
     # ---- the end
 

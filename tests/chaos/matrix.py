@@ -30,7 +30,8 @@ from matrix_expected import Expected
 from matrix_nursery import Nursery
 from matrix_places import NotPermitted, Switch
 from matrix_report import CellReport
-from matrix_trial import Trial, run_trial
+from matrix_result import Trial
+from matrix_trial import run_trial
 
 from engine.tiny import write_tiny_llama
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matrix_cells import Cell, Fault, State, Victim
-from matrix_trial import Trial
+from matrix_result import Trial
 
 from benchmarks.paired import Machine
 from benchmarks.quantiles import percentile

@@ -6,8 +6,7 @@ import dataclasses
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -17,6 +16,8 @@ from matrix_client import Client
 from matrix_cluster import DECODE_SEQUENCES, ROUTERS, MatrixCluster
 from matrix_expected import Expected
 from matrix_places import is_unplugged
+from matrix_result import Trial
+from matrix_until import LOOK_PERIOD_S, until
 
 from protocol.sampling import SamplingParams
 
@@ -28,7 +29,6 @@ EXIT_TIMEOUT_S = 45.0
 END_TIMEOUT_S = 120.0
 BALANCE_TIMEOUT_S = 45.0
 """Longer than transfer.renew_after_s: landing blocks whose writer cannot say that it has ended come back by then."""
-LOOK_PERIOD_S = 0.02
 
 ANSWER_TOKENS = 64
 TOP_K = 4
@@ -41,35 +41,6 @@ FILLER_TOKENS = 96
 
 class NotReached(Exception):
     """The requests did not come to the state, so nothing was shown."""
-
-
-@dataclass
-class Trial:
-    """What was seen. `wrong` empty: all was as promised."""
-
-    cell: Cell
-    repeat: int
-    number: int = 0
-    victim: str = ""
-    hits: int = 0
-    """Requests that were in the state, at the process that was hit, when it was."""
-    bystanders: int = 0
-    evidence: dict[str, Any] = field(default_factory=dict)
-    outcomes: dict[str, int] = field(default_factory=dict)
-    """How the hits ended for their clients."""
-    recover_s: list[float] = field(default_factory=list)
-    """Per hit: from the fault to the next token, where need be of the client's second try at the other router."""
-    ended_s: list[float] = field(default_factory=list)
-    """Per hit: from the fault to the client's hearing of the end."""
-    whole_s: float | None = None
-    """From the fault until every process is there, and known to both routers."""
-    balanced_s: float | None = None
-    """From the fault until every worker has all of its blocks back."""
-    leaked: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    late_s: float = 0.0
-    """At most so late were the clients' own clocks."""
 
 
 async def run_trial(cell: Cell, repeat: int, cluster: MatrixCluster, expected: Expected) -> Trial:
@@ -116,7 +87,7 @@ class _Run:
         await self._reach()
         if self._cell.state == "draining":
             cluster.processes[trial.victim].signal(signal.SIGTERM)
-            await _until(lambda: cluster.is_draining(trial.victim), NotReached("it does not drain"), REACH_TIMEOUT_S)
+            await until(lambda: cluster.is_draining(trial.victim), NotReached("it does not drain"), REACH_TIMEOUT_S)
             assert cluster.processes[trial.victim].is_running, "it ended before the fault"
         hit_at = self._hit()
         try:
@@ -137,18 +108,18 @@ class _Run:
         if cell.waits_in_router:
             await self._fill()
             self._clients = [self._ask("router-0", number) for number in range(4)]
-            await _until(self._is_in_line, NotReached("not in the router's line"), REACH_TIMEOUT_S)
+            await until(self._is_in_line, NotReached("not in the router's line"), REACH_TIMEOUT_S)
             self._hits = self._clients
             self.trial.victim = "router-0"
             self.trial.evidence["before"] = {"serval_queue_length of router-0": len(self._hits)}
         else:
             self._clients = [self._ask(ROUTERS[number % 2], number) for number in range(4)]
             try:
-                await _until(self._is_reached, NotReached(), REACH_TIMEOUT_S)
+                await until(self._is_reached, NotReached(), REACH_TIMEOUT_S)
             except NotReached:
                 raise NotReached(f"the workers tell of {cluster.held(cell.point)}") from None
             with contextlib.suppress(NotReached):
-                await _until(self._are_all_there, NotReached("some are elsewhere"), COMPANY_S)
+                await until(self._are_all_there, NotReached("some are elsewhere"), COMPANY_S)
             self._choose_victim(self._told())
         self.trial.hits = len(self._hits)
         self.trial.bystanders = len(self._clients) + len(self._fillers) - len(self._hits)
@@ -158,13 +129,13 @@ class _Run:
         places = 2 * DECODE_SEQUENCES
         self._fillers = [self._ask("router-1", number, FILLER_TOKENS) for number in range(places)]
         full = NotReached("the decode workers are not full")
-        await _until(lambda: all(filler.has_begun for filler in self._fillers), full, REACH_TIMEOUT_S)
+        await until(lambda: all(filler.has_begun for filler in self._fillers), full, REACH_TIMEOUT_S)
 
         async def is_known() -> bool:
             workers = await self._cluster.workers("router-0")
             return bool(sum(worker["load"]["running"] for worker in workers.values()) == places)
 
-        await _until(is_known, full, REACH_TIMEOUT_S)
+        await until(is_known, full, REACH_TIMEOUT_S)
 
     async def _is_in_line(self) -> bool:
         in_line: float = (await self._cluster.scrape("router-0")).sum("serval_queue_length")
@@ -197,7 +168,7 @@ class _Run:
     def _choose_victim(self, told: dict[int, tuple[str, dict[str, Any]]]) -> None:
         """Who has most of them."""
         if not told:
-            raise NotReached("nothing is told any more")
+            raise NotReached(f"no longer; the workers tell of {self._cluster.held(self._cell.point)}")
         ((victim, _),) = Counter(where for where, _ in told.values()).most_common(1)
         hit = {prompt: facts for prompt, (where, facts) in told.items() if where == victim}
         self._hits = [client for client in self._clients if client.prompt_tokens in hit]
@@ -239,7 +210,7 @@ class _Run:
             Fault.NETWORK: ("unplugged", lambda: is_unplugged(process.post.place)),
         }
         what, look = looks[self._cell.fault]
-        await _until(look, AssertionError(f"{name} is not {what}"), REACH_TIMEOUT_S)
+        await until(look, AssertionError(f"{name} is not {what}"), REACH_TIMEOUT_S)
         self.trial.evidence["after"] = f"{name} is {what}"
 
     async def _heal(self, hit_at: float) -> None:
@@ -272,7 +243,7 @@ class _Run:
         cluster, name = self._cluster, self.trial.victim
         if self._cell.ends_process:
             late = AssertionError(f"{name} did not end within {EXIT_TIMEOUT_S:g} s")
-            await _until(lambda: not cluster.processes[name].is_running, late, EXIT_TIMEOUT_S)
+            await until(lambda: not cluster.processes[name].is_running, late, EXIT_TIMEOUT_S)
             cluster.replace(name)
         await cluster.until_whole()
         self.trial.whole_s = round(time.monotonic() - hit_at, 3)
@@ -352,15 +323,3 @@ def _outcome(client: Client) -> str:
         return "answered"
     assert client.error is not None
     return "error: " + client.error.partition(":")[0]
-
-
-async def _until(condition: Callable[[], Any], otherwise: Exception, timeout_s: float) -> None:
-    """Polls `condition`, which returns a value or an awaitable; raises `otherwise` at the deadline."""
-    until = time.monotonic() + timeout_s
-    while True:
-        result = condition()
-        if await result if isinstance(result, Awaitable) else result:
-            return
-        if time.monotonic() > until:
-            raise otherwise
-        await asyncio.sleep(LOOK_PERIOD_S)

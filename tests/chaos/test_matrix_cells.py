@@ -5,7 +5,7 @@ from itertools import product
 import matrix_report
 from matrix_cells import LAYERS, Cell, Fault, State, Victim, cells
 from matrix_report import CellReport
-from matrix_trial import Trial
+from matrix_result import Trial
 
 from protocol import lifecycle
 from worker.hold import Point
