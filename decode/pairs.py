@@ -8,6 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from decode.pair_health import PairHealth
 from protocol import cluster_pb2
@@ -70,8 +71,11 @@ class Pairs:
                 elif health.is_due(now) and incarnation not in self._probing:
                     task = asyncio.create_task(self._try(peer, health), name=f"probe-{peer.name}")
                     self._probing[incarnation] = task
-                    task.add_done_callback(lambda _, done=incarnation: self._probing.pop(done))
+                    task.add_done_callback(partial(self._forget_probe, incarnation))
             self._count()
+
+    def _forget_probe(self, incarnation: Incarnation, _: "asyncio.Task[None]") -> None:
+        del self._probing[incarnation]
 
     async def _try(self, peer: cluster_pb2.Peer, health: PairHealth) -> None:
         try:

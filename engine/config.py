@@ -100,8 +100,7 @@ class EngineConfig(BaseModel):
         ge=1,
         le=64,
         description="Processes that share one model, each with a GPU of its own: attention heads, MLPs, experts and vocabulary are "
-        "split over them. 1: the worker alone. A worker starts the others itself and takes so many GPUs. Prefill and decode need not "
-        "agree.",
+        "split over them. 1: the worker alone. A worker starts the others itself and takes so many GPUs.",
     )
     local_followers: int | None = Field(
         default=None,
@@ -112,8 +111,8 @@ class EngineConfig(BaseModel):
     split_address: str = Field(
         default="127.0.0.1:0",
         pattern=r"^[^:\s]+:\d{1,5}$",
-        description="HOST:PORT where the worker waits for those processes; port 0 is any free one. Other hosts' need an address that "
-        "they reach, in a network that is trusted: what the processes tell each other is not encrypted.",
+        description="HOST:PORT where the worker waits for those processes; port 0 is any free one. Those on other hosts need an "
+        "address that they reach, in a network that is trusted: what the processes tell each other is not encrypted.",
     )
     split_timeout_s: float = Field(
         default=60.0,

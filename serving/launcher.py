@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from protocol.errors import ServalError
 from serving.announce import announcement
@@ -138,7 +139,8 @@ class Launcher:
         trust = trust_own(self._config) if is_router else False
         silent = asyncio.create_task(until_silent(f"{url}/health", self._config.cluster.silence_timeout_s, trust))
         try:
-            await asyncio.wait({silent, child.exited}, return_when=asyncio.FIRST_COMPLETED)
+            ends: list[asyncio.Future[Any]] = [silent, child.exited]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if silent.done() and not self._stopping.is_set():
                 self._display.line(f"{child.member.name} is killed: {silent.result()}")
                 child.kill()

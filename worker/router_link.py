@@ -84,7 +84,7 @@ class RouterLink:
         self._tls = tls
         self._outbox: Outbox | None = None
         self._draining = False
-        self._stopping = False
+        self._is_stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -99,7 +99,7 @@ class RouterLink:
 
     async def stop(self) -> None:
         """What was sent still goes out: the stream is closed behind it, and the router closes its end when it has read all."""
-        self._stopping = True
+        self._is_stopping.set()
         if self._task is None:
             return
         if self._outbox is not None:
@@ -123,7 +123,7 @@ class RouterLink:
 
     async def _keep(self) -> None:
         pause_s = self._config.reconnect_min_s
-        while not self._stopping:
+        while not self._is_stopping.is_set():
             try:
                 if await self._run_once():
                     pause_s = self._config.reconnect_min_s
@@ -133,7 +133,7 @@ class RouterLink:
                 logger.log(level, "no stream to router %s: %s", self.address, detail)
             except Exception:  # a bug, and without another try the router would never see this worker again
                 logger.exception("the stream to router %s failed", self.address)
-            if self._stopping:
+            if self._is_stopping.is_set():
                 return
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, self._config.reconnect_max_s)
