@@ -121,7 +121,7 @@ class TestKilledWorker:
         await assert_works_again(cluster, tiny_reference, seed=2)
 
     async def test_the_only_decode(self, clusters: Clusters, tiny_spec: ClusterSpec, tiny_reference: Reference) -> None:
-        """Nobody can go on: every client is told so, in an error event or by a status."""
+        """Nobody can go on until it is back: then the answers do, from the tokens that the clients have."""
         cluster = clusters.get(tiny_spec)
         await cluster.assert_idle()
         before = await cluster.outcomes()
@@ -131,17 +131,9 @@ class TestKilledWorker:
             await load.ended()
 
         load.assert_right(tiny_reference)
-        assert len(load.failed) >= LOAD // 2, "they cannot have been answered by a process that is gone"
-        for one in load.failed:
-            if isinstance(one, OpenAnswer):
-                assert one.answer.error is grpc.StatusCode.UNAVAILABLE
-            else:
-                assert one.answer.ended == "error", "the stream was cut without a word"
-                assert one.answer.error is not None and one.answer.error["code"] == "unavailable"
+        assert load.failed == []
         await cluster.assert_idle()
-        finished = LOAD - len(load.failed)
-        expected = {Outcome.UNAVAILABLE: len(load.failed), Outcome.LENGTH: finished}
-        assert await new_outcomes(cluster, before) == {outcome: count for outcome, count in expected.items() if count}
+        assert await new_outcomes(cluster, before) == {Outcome.LENGTH: LOAD}
         await until(lambda: cluster.all_joined(without=killed.incarnation), "it is back", RESTART_TIMEOUT_S)
         await assert_works_again(cluster, tiny_reference, seed=4)
 
