@@ -85,6 +85,8 @@ class _Http(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    """A reply is several small writes; Nagle's algorithm would hold the last one back for 40 ms."""
     server: _Http
 
     def _handle(self) -> None:
