@@ -4,10 +4,11 @@ A worker that dies takes innocents along, so what was open there says little abo
 request that kills does so again at the same place, before it has brought another token. Hence the rule:
 
 - A death counts against a request until its next token clears it.
-- Two deaths without a token between them, and nobody else in the same position on the second worker: it is poison, and refused.
-- Several in the same position: each is tried again apart, one after the other; the one whose worker dies again is poison.
+- Two deaths without a token between them, and nobody else on the second worker: it is poison, and refused.
+- In company it may have been unlucky twice: it is tried again apart, one suspect after the other; the one whose worker dies again is
+  poison.
 
-So poison takes two workers, three where it had company that could not be told from it, and no innocent pays for more than time.
+So poison takes two workers, three where it had company, and an innocent pays for no more than time.
 """
 
 import random
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
-POISON = "two workers died on this request, and it is not tried on a third"
+POISON = "workers died on this request one after another, and it is not tried on yet another"
 """What the client is told."""
 
 FATAL_DEATHS = 2
@@ -55,13 +56,12 @@ def judge(dead: Sequence[Suspicion]) -> list[Verdict]:
     """Counts a worker's death against everybody who was there, and says what becomes of each."""
     for one in dead:
         one.deaths += 1
-    suspects = [one for one in dead if one.deaths >= FATAL_DEATHS]
     verdicts = []
     for one in dead:
         if one.deaths < FATAL_DEATHS:
             verdicts.append(Verdict.GO_ON)
         else:
-            verdicts.append(Verdict.POISON if one.is_apart or len(suspects) == 1 else Verdict.APART)
+            verdicts.append(Verdict.POISON if one.is_apart or len(dead) == 1 else Verdict.APART)
     return verdicts
 
 

@@ -39,7 +39,7 @@ async def test_a_request_that_two_workers_died_on_is_refused_and_counted() -> No
     await at_worker(request)
     kill(world, request)
     assert outcome(request) is Outcome.POISON
-    assert request.end is not None and "two workers died" in request.end.message
+    assert request.end is not None and "workers died on this request" in request.end.message
     assert world.metrics.value("serval_requests_total", outcome="poison") == 1
     assert world.metrics.value("serval_retries_total", reason="worker_lost") == 1
     assert len(world.members.all) == 1, "no third worker had to die"
@@ -101,6 +101,15 @@ async def test_all_of_two_workers_that_died_at_once_survive() -> None:
                 world.say(world.task_of(request), MAX_TOKENS, "length")
             await asyncio.sleep(0.001)
     assert {outcome(request) for request in requests} == {Outcome.LENGTH}
+
+
+def test_who_is_the_only_suspect_in_company_is_tried_once_more() -> None:
+    """Of those on the second worker the others had brought tokens since: it may have been unlucky twice."""
+    suspect, other = Suspicion(), Suspicion()
+    assert judge([suspect]) == [Verdict.GO_ON]
+    assert judge([suspect, other]) == [Verdict.APART, Verdict.GO_ON]
+    suspect.is_apart = True
+    assert judge([suspect, other])[0] is Verdict.POISON
 
 
 async def test_a_suspect_that_is_cancelled_holds_up_no_other() -> None:
@@ -184,9 +193,9 @@ async def test_who_lost_its_only_worker_waits_longer_than_who_never_had_one() ->
 def test_nobody_is_judged_for_company(deaths: list[int]) -> None:
     dead = [Suspicion(count) for count in deaths]
     verdicts = judge(dead)
-    suspects = [count for count in deaths if count >= 1]
-    assert verdicts.count(Verdict.POISON) == (len(suspects) == 1)
-    assert verdicts.count(Verdict.APART) == (len(suspects) if len(suspects) > 1 else 0)
+    suspects, has_company = sum(count >= 1 for count in deaths), len(deaths) > 1
+    assert verdicts.count(Verdict.POISON) == (0 if has_company else suspects)
+    assert verdicts.count(Verdict.APART) == (suspects if has_company else 0)
     assert [one.deaths for one in dead] == [count + 1 for count in deaths]
 
 
