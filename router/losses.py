@@ -5,7 +5,7 @@ request that kills does so again at the same place, before it has brought anothe
 
 - A death counts against a request until its next token clears it.
 - Two deaths without a token between them, and nobody else on the second worker: it is poison, and refused.
-- In company it may have been unlucky twice: it is tried again apart, one suspect after the other; the one whose worker dies again is
+- In company it may have been unlucky twice: it is tried again apart, one suspect after the other; whose worker dies again is
   poison.
 
 So poison takes two workers, three where it had company, and an innocent pays for no more than time.
