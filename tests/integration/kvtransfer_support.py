@@ -92,6 +92,15 @@ class DecodeHost:
             time.sleep(1e-3)
         return time.monotonic() - started_s
 
+    def wait_for_metric(self, name: str, timeout_s: float = 10.0, **labels: str) -> float:
+        """The value of one that counts something, as soon as it has."""
+        until_s = time.monotonic() + timeout_s
+        while not (value := self.metric(name, **labels)):
+            if time.monotonic() > until_s:
+                raise TimeoutError(f"{name} {labels} is still 0")
+            time.sleep(1e-3)
+        return value
+
     def wait_for_free(self, blocks: int, timeout_s: float = 10.0) -> None:
         """Until so many landing blocks can be reserved."""
         until_s = time.monotonic() + timeout_s

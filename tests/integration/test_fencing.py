@@ -101,10 +101,10 @@ def test_bytes_that_come_for_a_retired_zone_find_memory_that_nobody_reads() -> N
         decode.fill_zone(0, zone_blocks, 7)
         sent = prefill.send("late", peer, lease, [1, 2])
         assert sent.writes > 0, "it could post: its keys are as good as ever"
+        assert decode.wait_for_metric("serval_kv_notifications_dropped_total", reason="unknown_lease") > 0, "and it has arrived"
         assert decode.introduction()[3] != address
         assert decode.count_changed(0, zone_blocks, 7) == 0
         assert decode.pool_is_zero()
-        assert decode.metric("serval_kv_notifications_dropped_total", reason="unknown_lease") > 0
 
 
 def test_time_in_which_nothing_was_pumped_does_not_count() -> None:
