@@ -46,7 +46,7 @@ run: .venv/.ready
 test: .venv/.ready-dev .venv/.ready-clients
 ifeq ($(ARGS),)
 	@status=0; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not cluster" || status=1; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not cluster and not long" || status=1; \
 	$(BIN)/python -m pytest -m "cluster and not long" || status=1; \
 	exit $$status
 else

@@ -137,6 +137,7 @@ class TestOpenAi:
             assert all(len(token.top_logprobs) == 2 for token in choice.logprobs.content)
 
 
+@pytest.mark.long
 class TestLiteLlm:
     def test_whole_streamed_structured_and_called(self, smol: RunningCluster, home: Path) -> None:
         printed = run(

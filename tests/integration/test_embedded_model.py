@@ -22,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.long
 def test_weights_equal_those_of_transformers_own_gguf_import(folder: Path) -> None:
     gguf = installed_gguf()
     reference = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).state_dict()
@@ -84,6 +85,7 @@ def test_progress_reaches_the_end_and_an_existing_folder_is_left_alone(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == [MODEL_NAME]
 
 
+@pytest.mark.long
 def test_two_processes_at_once_end_with_one_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVAL_CACHE", str(tmp_path))
     context = multiprocessing.get_context("spawn")
