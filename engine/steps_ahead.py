@@ -62,6 +62,4 @@ class StepsAhead:
 
 def _looks_back(sequence: Sequence) -> bool:
     """Whether the host has to know its tokens before the next one is drawn."""
-    params = sequence.params
-    penalised = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
-    return bool(sequence.matcher is not None or penalised)
+    return sequence.matcher is not None or sequence.params.is_penalised

@@ -13,6 +13,21 @@ NUCLEUS_CANDIDATES = 256
 MINUS_INFINITY = float("-inf")
 
 
+def margin_of(params: SamplingParams) -> float:
+    """min_p on the logits: how far below the likeliest token's one may lie."""
+    return math.log(params.min_p) if params.min_p > 0.0 else MINUS_INFINITY
+
+
+def limit_of(params: SamplingParams, vocab_size: int) -> int:
+    """top_k; 0 where it keeps all."""
+    return params.top_k if 0 < params.top_k < vocab_size else 0
+
+
+def truncates(params: SamplingParams, vocab_size: int) -> bool:
+    """Whether any of the three leaves something out."""
+    return params.min_p > 0.0 or limit_of(params, vocab_size) > 0 or params.top_p < 1.0
+
+
 class Truncation:
     """The three rules for the rows of one step. Made before the logits exist: applying it copies nothing to the device."""
 
@@ -24,9 +39,8 @@ class Truncation:
         # Whether so few candidates are enough is known only once they were looked at, and a GPU would have to be waited for.
         self._sorts_all = device.type != "cpu"
         if any(p.min_p > 0.0 for p in params):
-            margins = [math.log(p.min_p) if p.min_p > 0.0 else MINUS_INFINITY for p in params]
-            self._margins = torch.tensor(margins, device=device).unsqueeze(1)
-        limits = [p.top_k if 0 < p.top_k < vocab_size else 0 for p in params]
+            self._margins = torch.tensor([margin_of(p) for p in params], device=device).unsqueeze(1)
+        limits = [limit_of(p, vocab_size) for p in params]
         if any(limits):
             self._widest = max(limits)
             self._limits = torch.tensor(limits, device=device).unsqueeze(1)

@@ -67,6 +67,11 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
 
+    @property
+    def is_penalised(self) -> bool:
+        """Whether a draw hangs on which tokens came before it."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
     def to_proto(self) -> serval_pb2.Sampling:
         return serval_pb2.Sampling(
             temperature=self.temperature,

@@ -4,7 +4,6 @@ Torch's own copies of Python lists to a GPU wait until it has done what was laun
 step is filled in new pinned memory, and copied over when the device gets there.
 """
 
-import math
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,13 +16,12 @@ from engine.decode_graph.block_rows import BlockRows
 from engine.draws import uniform
 from engine.paged_batch import PagedBatch
 from engine.speculation.verify import NO_GUESS
+from engine.truncation import MINUS_INFINITY, limit_of, margin_of
 from protocol.sampling import SamplingParams
 
 OF_ROWS = ("token_ids", "positions", "slots", "numbers", "temperatures", "margins", "masses", "limits", "is_random")
 FLOATS = frozenset(("numbers", "temperatures", "margins", "masses"))
 """float64, in the same buffer of 64-bit numbers: they come to float32 as Python's own do."""
-
-MINUS_INFINITY = float("-inf")
 
 
 class Filled(NamedTuple):
@@ -124,6 +122,4 @@ class StepInputs:
     def _rules(self, params: SamplingParams) -> tuple[float, float, float, int, bool]:
         if params.is_greedy:
             return 1.0, MINUS_INFINITY, 1.0, 0, False
-        margin = math.log(params.min_p) if params.min_p > 0.0 else MINUS_INFINITY
-        limit = params.top_k if 0 < params.top_k < self._vocab_size else 0
-        return params.temperature, margin, params.top_p, limit, True
+        return params.temperature, margin_of(params), params.top_p, limit_of(params, self._vocab_size), True

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from engine.batch import Span
+from engine.truncation import truncates
 from protocol.sampling import SamplingParams
 
 FREE_ROWS = 64
@@ -78,7 +79,7 @@ def draws_of(params: Iterable[SamplingParams], vocab_size: int) -> Draws:
     draws = Draws.LIKELIEST
     for each in params:
         if not each.is_greedy:
-            if each.min_p > 0.0 or 0 < each.top_k < vocab_size or each.top_p < 1.0:
+            if truncates(each, vocab_size):
                 return Draws.TRUNCATED
             draws = Draws.WHOLE
     return draws
@@ -99,8 +100,6 @@ def _is_plain(span: Span) -> bool:
         and params.logprobs is None
         and not sequence.wants_prompt_logprobs
         and not params.logit_bias
-        and not params.presence_penalty
-        and not params.frequency_penalty
-        and params.repetition_penalty == 1.0
+        and not params.is_penalised
         and len(sequence.output) + span.unread >= params.min_tokens
     )

@@ -48,13 +48,14 @@ def test_nothing_waits_for_the_device(gpu: torch.device) -> None:
     if torch.cuda.get_device_capability(gpu) not in ((9, 0), (10, 0)):
         pytest.skip("torch's grouped product itself looks where experts end, but for compute capabilities 9.0 and 10.0")
     layer, x = mixture(gpu, torch.bfloat16, ExpertTally(gpu)), torch.randn(9, HIDDEN, device=gpu).bfloat16()
-    layer(x)
+    before = layer(x)
     torch.cuda.synchronize(gpu)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        layer(x)
+        after = layer(x)  # raises where something waits
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(after, before)
 
 
 def eight_bit(rows: int, columns: int, device: torch.device) -> EightBitMatrix:

@@ -135,11 +135,12 @@ def test_a_rehearsal_has_the_same_rules_with_shorter_windows() -> None:
     assert without_durations(short) == without_durations(true)
 
 
-def promtool(*words: str) -> None:
+def promtool(*words: str) -> str:
+    """What it complains of; empty: nothing."""
     if shutil.which("promtool") is None:
         pytest.skip("needs promtool")
     done = subprocess.run(["promtool", *words], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
+    return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def rules(tmp_path: Path) -> Path:
 
 
 def test_prometheus_takes_the_rules(rules: Path) -> None:
-    promtool("check", "rules", str(rules))
+    assert promtool("check", "rules", str(rules)) == ""
 
 
 def test_the_error_budget_alert_fires_in_an_overload_and_clears_after(rules: Path) -> None:
@@ -179,4 +180,4 @@ def test_the_error_budget_alert_fires_in_an_overload_and_clears_after(rules: Pat
     file = rules.with_name("test.yaml")
     content = {"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": [test]}
     file.write_text(yaml.safe_dump(content, sort_keys=False))
-    promtool("test", "rules", str(file))
+    assert promtool("test", "rules", str(file)) == ""
