@@ -13,6 +13,9 @@ from pathlib import Path
 PREFIX = "serval-chaos"
 NETWORK = "10.213.77"
 GATEWAY = f"{NETWORK}.254"
+BRIDGE_ADDRESS = "02:5e:a1:00:00:01"
+"""Its own. Without one a bridge has the lowest of its ports' addresses, and another when that port is pulled: then all the others send
+to an address that is gone, and are cut off from this host, where the clients are."""
 COMMAND_TIMEOUT_S = 10.0
 
 
@@ -41,7 +44,7 @@ class Switch:
     def __enter__(self) -> "Switch":
         sweep()
         try:
-            _ip("link", "add", self._bridge, "type", "bridge")
+            _ip("link", "add", self._bridge, "address", BRIDGE_ADDRESS, "type", "bridge")
             _ip("addr", "add", f"{GATEWAY}/24", "dev", self._bridge)
             _ip("link", "set", self._bridge, "up")
         except NotPermitted:
