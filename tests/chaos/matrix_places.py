@@ -14,8 +14,8 @@ PREFIX = "serval-chaos"
 NETWORK = "10.213.77"
 GATEWAY = f"{NETWORK}.254"
 BRIDGE_ADDRESS = "02:5e:a1:00:00:01"
-"""Its own. Without one a bridge has the lowest of its ports' addresses, and another when that port is pulled: then all the others send
-to an address that is gone, and are cut off from this host, where the clients are."""
+"""Its own. Without one a bridge has the lowest of its ports' addresses, and another when that port is pulled: then all the others
+send to an address that is gone, and are cut off from this host, where the clients are."""
 COMMAND_TIMEOUT_S = 10.0
 
 
