@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from k8s.config import KubernetesConfig
 from protocol.errors import ConfigError
-from serving.config import KUBERNETES, ServalConfig, compose, one_line, put_settings, read_settings
+from serving.config import KUBERNETES, ServalConfig, compose, put_settings, read_settings
+from serving.config_errors import one_line
 
 CONFIG_FOLDER = "/etc/serval/config"
 CONFIG_FILE = "serval.yaml"

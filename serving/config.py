@@ -1,6 +1,5 @@
 """The whole configuration of a cluster: each package's settings, composed; one YAML file and flags, and a flag wins."""
 
-import difflib
 import itertools
 import os
 import re
@@ -19,6 +18,7 @@ from prefill.config import PrefillConfig
 from protocol.errors import ConfigError
 from protocol.tls import PeerTlsFiles
 from router.config import RouterConfig
+from serving.config_errors import one_line
 from serving.model_folder import embedded_folder
 from telemetry.config import TracingConfig
 from worker.config import HealthConfig, LinkConfig
@@ -114,12 +114,33 @@ class ServalConfig(BaseModel):
         "then grow and shrink; elsewhere the decision is in /metrics for whoever scales (docs/planner.md). None: they stay.",
     )
     engine: EngineConfig = EngineConfig()
+    prefill_engine: dict[str, Any] = Field(
+        {},
+        description="Settings of `engine` that are others on prefill workers, such as max_batch_tokens or tensor_parallel_size: "
+        "the two pools may be split differently. What shapes KV (dtype, block_size) and speculation must be the same.",
+    )
+    decode_engine: dict[str, Any] = Field({}, description="Settings of `engine` that are others on decode workers; likewise.")
     prefill: PrefillConfig = PrefillConfig()
     decode: DecodeConfig = DecodeConfig()
     transfer: TransferConfig = TransferConfig()
     link: LinkConfig = LinkConfig()
     health: HealthConfig = HealthConfig()
     tracing: TracingConfig = TracingConfig()
+
+    def engine_of(self, pool: str) -> EngineConfig:
+        """The settings of the engines of prefill or decode workers."""
+        others = {"prefill": self.prefill_engine, "decode": self.decode_engine}[pool]
+        # As pairs that were set: what was not keeps its default, and all rules between settings are looked at again.
+        return EngineConfig.model_validate(self.engine.model_dump(exclude_unset=True) | others) if others else self.engine
+
+    @model_validator(mode="after")
+    def _pools_can_be_made(self) -> Self:
+        for pool in ("prefill", "decode"):
+            try:
+                self.engine_of(pool)
+            except ValidationError as error:
+                raise ValueError(f"{pool}_engine.{one_line(error, EngineConfig)}") from error
+        return self
 
     @model_validator(mode="after")
     def _waits_end_inside_out(self) -> Self:
@@ -275,29 +296,3 @@ def _group(settings: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(group, dict):
         raise ConfigError(f"{name}: must be a mapping of settings")
     return group
-
-
-def one_line(error: ValidationError, top: type[BaseModel]) -> str:
-    """The first of pydantic's errors: `engine.block_size: must be greater than 0, not -1`."""
-    first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{name}: no such setting{_suggestion(first['loc'], top)}"
-    requirement = (
-        first["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("Input should", "must")
-    )
-    given = first["input"]
-    # Long or structured values would not fit on the line and are not what a person typed.
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool | None) and len(repr(given)) < 60 else ""
-    line = f"{name}: {requirement}{shown}" if name else requirement
-    return " ".join(line.split())
-
-
-def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    for part in location[:-1]:
-        inner = model.model_fields[str(part)].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return ""
-        model = inner
-    near = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
-    return f"; did you mean {near[0]}?" if near else ""

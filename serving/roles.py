@@ -164,7 +164,7 @@ class _WorkerServer:
             routers=tuple(routers),
             model=config.router.model,
             model_dir=config.model,
-            engine=config.engine,
+            engine=config.engine_of(member.role),
             transfer=config.transfer,
             link=config.link,
             health=config.health,

@@ -147,3 +147,18 @@ def test_clients_are_told_the_context_that_workers_hold() -> None:
 def test_a_wait_that_would_end_before_its_answer_is_refused(tmp_path: Path, settings: dict[str, float], says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         load(None, {"model": write_tiny_llama(tmp_path / "tiny"), **settings})
+
+
+def test_a_pool_may_have_engines_of_its_own(tmp_path: Path) -> None:
+    file = write(tmp_path, "engine: {tensor_parallel_size: 2, block_size: 32}\nprefill_engine: {kv_memory_bytes: 64MiB}\n")
+    config = load(file, {"decode_engine.tensor_parallel_size": 4})
+    prefill, decode = config.engine_of("prefill"), config.engine_of("decode")
+    assert (prefill.tensor_parallel_size, prefill.block_size, prefill.kv_memory_bytes) == (2, 32, 64 << 20)
+    assert (decode.tensor_parallel_size, decode.block_size, decode.kv_memory_bytes) == (4, 32, config.engine.kv_memory_bytes)
+    assert ServalConfig.model_validate_json(config.model_dump_json()).engine_of("decode") == decode
+
+
+def test_a_wrong_setting_of_one_pool_names_the_pool() -> None:
+    too_few = error_of(decode_engine__tensor_parallel_size=0)
+    assert too_few == "decode_engine.tensor_parallel_size: must be greater than or equal to 1, not 0"
+    assert error_of(prefill_engine__blok_size=8) == "prefill_engine.blok_size: no such setting; did you mean block_size?"
