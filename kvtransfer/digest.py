@@ -1,4 +1,4 @@
-"""The digest of KV blocks: torch integer operations only, so the same code runs on CPU and CUDA.
+"""The digest of KV blocks: made of 64-bit integer operations that every device has.
 
 Of a run of blocks at positions p, p+1, ... of a request, each of words w[0], w[1], ...:
 
@@ -13,12 +13,13 @@ key. Digests of adjacent runs of one layer add up to the digest of the whole. Th
 import numpy as np
 import torch
 
+from kvtransfer.block_sums import LOW_HALF, block_sums
+
 CPU_CHUNK_WORDS = 32 * 1024
 """256 KiB: stays in the second-level cache, and is the size up to which torch does not start helper threads."""
 
 CUDA_CHUNK_WORDS = 16 * 1024 * 1024
 
-LOW_HALF = 0xFFFFFFFF
 WORD_MODULUS = 1 << 64
 
 
@@ -31,16 +32,8 @@ class BlockDigest:
         """The blocks that are worked on at once."""
         self._word_keys = _keys(block_words, seed=1).to(device)
         self._position_keys = _keys(1024, seed=2).to(device)
-        self._mixed = torch.empty(self.chunk_blocks, block_words, dtype=torch.int64, device=device)
-        self._gathered = torch.empty_like(self._mixed)
-
-    def block_sums(self, words: torch.Tensor, rows: slice | torch.Tensor, out: torch.Tensor) -> None:
-        """`out[i]` becomes the digest of the block in row `rows[i]` of `words [any, block_words]`; at most `chunk_blocks`."""
-        values = self._gather(words, rows)
-        mixed = self._mixed[: values.shape[0]]
-        torch.bitwise_right_shift(values, 32, out=mixed)
-        mixed.bitwise_and_(LOW_HALF).bitwise_xor_(values).mul_(self._word_keys)
-        torch.sum(mixed, 1, out=out)
+        self.block_sums = block_sums(self._word_keys, self.chunk_blocks)
+        """(words, rows, out): at most `chunk_blocks` at once."""
 
     def combine(self, sums: torch.Tensor, first_position: int) -> list[int]:
         """The digest of each layer, in [0, 2^64): `sums [layers, blocks]`, the first block at `first_position` of its request.
@@ -50,11 +43,6 @@ class BlockDigest:
         mixed = (sums >> 32).bitwise_and_(LOW_HALF).bitwise_xor_(sums)
         digests = mixed.mul_(self._keys_at(first_position, sums.shape[1])).sum(1)
         return [int(digest) % WORD_MODULUS for digest in digests.tolist()]
-
-    def _gather(self, words: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
-        if isinstance(rows, slice):
-            return words[rows]
-        return torch.index_select(words, 0, rows, out=self._gathered[: rows.shape[0]])
 
     def _keys_at(self, first: int, count: int) -> torch.Tensor:
         if first + count > self._position_keys.shape[0]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engine.cache_folder import cache_root
+from machine.cache_folder import cache_root
 
 MODEL_NAME = "smollm2-135m-instruct"
 """The embedded model's name for clients, and its folder's name in the cache."""

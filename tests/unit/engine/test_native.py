@@ -20,6 +20,7 @@ from engine.native import library
 from engine.native.decoder import why_not
 from engine.sequence import Sequence
 from engine.tiny import write_tiny_llama
+from machine import c_library
 from protocol.sampling import SamplingParams
 from telemetry.metrics import Metrics
 from tests.unit.engine.conftest import MakeEngine
@@ -300,7 +301,7 @@ def test_what_is_missing_is_said_and_torch_computes(
     reason: str,
 ) -> None:
     monkeypatch.setattr(library, "_cpu_flags", lambda: flags)
-    monkeypatch.setattr(library.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(c_library.shutil, "which", lambda name: compiler)
     monkeypatch.setattr("engine.models.registry.why_not", lambda *_: None)
     with caplog.at_level(logging.INFO, logger="engine.native.library"):
         answer = make_engine(dtype="bfloat16").answer([1, 2, 3], max_tokens=5)
@@ -315,7 +316,7 @@ def test_the_library_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
     (compiled,) = tmp_path.iterdir()
     written_ns = compiled.stat().st_mtime_ns
     library.load_library.cache_clear()
-    monkeypatch.setattr(library.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+    monkeypatch.setattr(c_library.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
     assert library.load_library() is not None
     assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [written_ns]
 

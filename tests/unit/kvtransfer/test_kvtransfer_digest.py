@@ -1,14 +1,32 @@
 """The digest finds what can go wrong with KV blocks, and does not depend on how the work is cut up."""
 
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvtransfer import block_sums
 from kvtransfer.digest import CPU_CHUNK_WORDS, BlockDigest
+from machine import c_library
 
 WORDS = 24
 CPU = torch.device("cpu")
 GOLDEN = 0xB87D5C10E787C0C8
+
+
+@pytest.fixture(autouse=True, scope="module", params=["native", "torch"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every property holds of both ways to sum, and both give GOLDEN."""
+    if request.param == "native" and block_sums.load_library() is None:
+        pytest.skip("no C compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(block_sums, "load_library", lambda: None)
+        yield request.param
 
 
 def pool_of(seed: int, blocks: int = 16) -> torch.Tensor:
@@ -48,6 +66,7 @@ def test_python_integers_agree() -> None:
 
 
 @given(st.integers(0, 1000), st.integers(0, 15), st.integers(0, WORDS - 1), st.integers(1, 2**64 - 1))
+@settings(deadline=None)
 def test_every_change_of_one_word_is_found(seed: int, block: int, word: int, change: int) -> None:
     words = pool_of(seed)
     before = digest_of(words, list(range(16)))
@@ -59,6 +78,7 @@ def test_every_change_of_one_word_is_found(seed: int, block: int, word: int, cha
     st.integers(0, 1000),
     st.lists(st.tuples(st.integers(0, 15), st.integers(0, WORDS - 1)), min_size=2, max_size=6, unique=True),
 )
+@settings(deadline=None)
 def test_flips_of_several_top_bits_are_found(seed: int, places: list[tuple[int, int]]) -> None:
     words = pool_of(seed)
     before = digest_of(words, list(range(16)))
@@ -68,6 +88,7 @@ def test_flips_of_several_top_bits_are_found(seed: int, places: list[tuple[int, 
 
 
 @given(st.integers(0, 1000), st.integers(0, 15), st.integers(0, 15))
+@settings(deadline=None)
 def test_exchanged_blocks_are_found(seed: int, a: int, b: int) -> None:
     words = pool_of(seed)
     order = list(range(16))
@@ -76,7 +97,7 @@ def test_exchanged_blocks_are_found(seed: int, a: int, b: int) -> None:
 
 
 @given(st.integers(0, 1000), st.permutations(range(16)), st.integers(0, 16), st.integers(0, 2000))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_adjacent_runs_add_up_wherever_the_blocks_lie(seed: int, order: list[int], cut: int, first: int) -> None:
     words = pool_of(seed)
     whole = digest_of(words, order, first)
@@ -97,3 +118,21 @@ def test_slices_and_layers_give_the_same() -> None:
         digest_of(words, list(range(100, 200)), 7),
     ]
     assert BlockDigest(CPU_CHUNK_WORDS // 4, CPU).chunk_blocks == 4
+
+
+@pytest.mark.parametrize("compiler", [None, "/bin/false", "/bin/true"])
+def test_without_a_compiler_torch_computes_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, way: str, compiler: str | None
+) -> None:
+    if way == "torch":
+        return
+    expected = digest_of(pool_of(9), [3, 1, 2])
+    monkeypatch.setenv("SERVAL_CACHE", str(tmp_path))
+    monkeypatch.setattr(c_library.shutil, "which", lambda name: compiler)
+    block_sums.load_library.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO, logger="kvtransfer.block_sums"):
+            assert digest_of(pool_of(9), [3, 1, 2]) == expected
+        assert "torch computes the digests" in caplog.text
+    finally:
+        block_sums.load_library.cache_clear()
