@@ -44,7 +44,8 @@ class Switch:
     def __enter__(self) -> "Switch":
         sweep()
         try:
-            _ip("link", "add", self._bridge, "address", BRIDGE_ADDRESS, "type", "bridge")
+            _ip("link", "add", self._bridge, "type", "bridge")
+            _ip("link", "set", self._bridge, "address", BRIDGE_ADDRESS)  # given with `add`, some kernels take it for no choice
             _ip("addr", "add", f"{GATEWAY}/24", "dev", self._bridge)
             _ip("link", "set", self._bridge, "up")
         except NotPermitted:
@@ -70,6 +71,7 @@ class Switch:
         _ip("-n", namespace, "addr", "add", f"{host}/24", "dev", "eth0")
         _ip("-n", namespace, "link", "set", "eth0", "up")
         _ip("-n", namespace, "link", "set", "lo", "up")
+        assert Path(f"/sys/class/net/{self._bridge}/address").read_text().strip() == BRIDGE_ADDRESS
         return place
 
     def pull(self, place: Place) -> None:
