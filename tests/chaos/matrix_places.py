@@ -44,8 +44,7 @@ class Switch:
     def __enter__(self) -> "Switch":
         sweep()
         try:
-            _ip("link", "add", self._bridge, "type", "bridge")
-            _ip("link", "set", self._bridge, "address", BRIDGE_ADDRESS)  # given with `add`, some kernels take it for no choice
+            _ip("link", "add", self._bridge, "address", BRIDGE_ADDRESS, "type", "bridge")
             _ip("addr", "add", f"{GATEWAY}/24", "dev", self._bridge)
             _ip("link", "set", self._bridge, "up")
         except NotPermitted:
