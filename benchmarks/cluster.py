@@ -124,6 +124,11 @@ class Cluster:
         self._processes: list[Process] = []
         self._folder = tempfile.TemporaryDirectory(prefix=f"serval-bench-{name}-")
 
+    @property
+    def worker_ids(self) -> tuple[int, ...]:
+        """Process ids of the workers, all but the router, once it is up."""
+        return tuple(process.popen.pid for process in self._processes[1:])
+
     def __enter__(self) -> "Cluster":
         try:
             self._start()
