@@ -24,7 +24,8 @@ def rights(deployment: Deployment) -> list[Manifest]:
     owned = {"": ["configmaps", "services", "serviceaccounts"], "policy": ["poddisruptionbudgets"]}
     owned["networking.k8s.io"] = ["networkpolicies"]
     owned["rbac.authorization.k8s.io"] = ["roles", "rolebindings"]
-    owned |= {"apps": ["deployments"], "ray.io": ["rayservices"]}  # both: a change of flavour removes what the other one made
+    # All that have pods: a change of flavour removes what the other one made.
+    owned |= {"apps": ["deployments"], "leaderworkerset.x-k8s.io": ["leaderworkersets"], "ray.io": ["rayservices"]}
     owned["monitoring.coreos.com"] = ["podmonitors", "prometheusrules", "servicemonitors"]
     rules = [{"apiGroups": [group], "resources": kinds, "verbs": WRITE} for group, kinds in owned.items()]
     rules.append({"apiGroups": [""], "resources": ["events"], "verbs": READ})

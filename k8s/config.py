@@ -97,7 +97,8 @@ class PoolConfig(Settings):
         0,
         ge=0,
         le=1,
-        description="GPUs of each process. A pod takes one for every process that shares its model (engine.tensor_parallel_size).",
+        description="GPUs of each process. A pod takes one for every process in it that shares its model "
+        "(engine.tensor_parallel_size).",
     )
     gpu_resource: str = Field("nvidia.com/gpu", min_length=1, description="The device plugin's name for a GPU.")
     hugepages_2mi: str | None = Field(
@@ -118,6 +119,23 @@ class PoolConfig(Settings):
         return max(self.max_replicas or 0, self.replicas)
 
 
+class WorkerPoolConfig(PoolConfig):
+    """The workers of one role: each is a pod, or with `hosts` a group of pods."""
+
+    replicas: int = Field(1, ge=1, description="Workers at the start.")
+    max_replicas: int | None = Field(
+        None, ge=1, description="Workers at most, for whoever scales. None: `replicas`, which nobody changes."
+    )
+    hosts: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Pods of one worker, each on a machine of its own, over which the processes that share its model "
+        "(engine.tensor_parallel_size) are spread evenly: the first leads, the others follow, and all start and end together. What "
+        "else is said of a pod (cpu, memory and so on) is each one's.",
+    )
+
+
 class SecretsConfig(Settings):
     """Names of Secrets that must be there: what they hold never passes through these manifests. None: not used."""
 
@@ -132,6 +150,11 @@ class SecretsConfig(Settings):
         description="Prefix of three Secrets, NAME-router, NAME-prefill and NAME-decode, with tls.crt, tls.key and ca.crt each: by "
         "which processes know each other (docs/security.md). Each pod sees its own alone. Sets cluster.tls.",
     )
+    split_key: str | None = Field(
+        None,
+        description="Name of a Secret whose key `key` is any word that nobody else knows: by it the pods of a worker on several "
+        "hosts know each other. Must be there where a pool has more than one of `hosts`.",
+    )
 
 
 class NetworkConfig(Settings):
@@ -139,6 +162,13 @@ class NetworkConfig(Settings):
 
     kv_ports: tuple[int, int] = Field(
         (20000, 20999), description="First and last TCP port on which UCX listens for KV, so that a policy can name them."
+    )
+    split_port: int = Field(
+        8020,
+        ge=1024,
+        le=65535,
+        description="TCP port on which a worker on several hosts waits for its followers; what they then compute travels on ports "
+        "that torch and NCCL choose.",
     )
     client_namespaces: dict[str, str] | None = Field(
         None, description="Labels of the namespaces whose pods may reach the front. None: from everywhere."
@@ -231,13 +261,13 @@ class KubernetesConfig(Settings):
     flavour: Flavour = Field(
         "rayservice",
         description="rayservice: one KubeRay RayService, whose operator must be installed. plain: a Deployment per role, and "
-        "nothing else is needed.",
+        "nothing else is needed; but workers on several hosts are a LeaderWorkerSet, which needs that operator.",
     )
     image: ImageConfig = ImageConfig()
     model_volume: ModelVolume | None = Field(None, description="Where the model's folder comes from. None: it is in the image.")
     router: PoolConfig = PoolConfig(replicas=2, memory="1Gi")
-    prefill: PoolConfig = PoolConfig(memory="4Gi")
-    decode: PoolConfig = PoolConfig(memory="4Gi")
+    prefill: WorkerPoolConfig = WorkerPoolConfig(memory="4Gi")
+    decode: WorkerPoolConfig = WorkerPoolConfig(memory="4Gi")
     rdma: RdmaConfig | None = Field(None, description="KV over RDMA. None: over TCP, on the pods' own network.")
     secrets: SecretsConfig = SecretsConfig()
     network: NetworkConfig = NetworkConfig()

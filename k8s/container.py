@@ -13,6 +13,8 @@ from worker.router_links import DNS
 
 COMMAND = ["python", "-m", "serving.process"]
 START_PERIOD_S = 5
+SPLIT_KEY_VARIABLE = "SERVAL_SPLIT_KEY"
+"""As engine/split/leader.py reads it, which needs torch."""
 CACHE_FOLDER = "/var/cache/serval"
 
 
@@ -23,7 +25,15 @@ def pool_of(deployment: Deployment, role: Role) -> PoolConfig:
 
 def gpus_of(deployment: Deployment, role: Role) -> int:
     """GPUs of one pod: one for each process that shares the model in it."""
-    return pool_of(deployment, role).gpus * (1 + (deployment.config.engine.own_followers if role != "router" else 0))
+    return pool_of(deployment, role).gpus * deployment.processes_of(role)
+
+
+def workers_at_least(deployment: Deployment, role: Role) -> int:
+    """Members of the role that there are whatever the load: the scaling policy's limit, where there is one."""
+    scaling = deployment.config.scaling
+    if scaling is None or role == "router":
+        return pool_of(deployment, role).replicas
+    return (scaling.prefill if role == "prefill" else scaling.decode).min
 
 
 def routers_address(deployment: Deployment) -> str:
@@ -51,10 +61,23 @@ def container(deployment: Deployment, role: Role) -> dict[str, Any]:
 
 def arguments(deployment: Deployment, role: Role) -> list[str]:
     """`python -m serving.process`'s. Kubernetes puts in what stands in $( )."""
-    words = [f"--role={role}", "--name=$(POD_NAME)", f"--config={CONFIG_FOLDER}/{CONFIG_FILE}", "--set=cluster.host=$(POD_IP)"]
+    words = identity(role)
     if role == "router":
         return [*words, "--set=router.name=$(POD_NAME)"]
-    return [*words, f"--router={routers_address(deployment)}"]
+    return [*words, *split(deployment, role), f"--router={routers_address(deployment)}"]
+
+
+def identity(role: Role) -> list[str]:
+    """What every process of ours is told of the pod that it is in."""
+    return [f"--role={role}", "--name=$(POD_NAME)", f"--config={CONFIG_FOLDER}/{CONFIG_FILE}", "--set=cluster.host=$(POD_IP)"]
+
+
+def split(deployment: Deployment, role: Role) -> list[str]:
+    """Of a worker on several hosts: how many of its processes are in each pod, and where the first waits for the others."""
+    if deployment.hosts_of(role) == 1:
+        return []
+    own, port = deployment.processes_of(role) - 1, deployment.kubernetes.network.split_port
+    return [f"--set=engine.local_followers={own}", f"--set=engine.split_address=$(POD_IP):{port}"]
 
 
 def environment(deployment: Deployment, role: Role) -> list[dict[str, Any]]:
@@ -66,6 +89,9 @@ def environment(deployment: Deployment, role: Role) -> list[dict[str, Any]]:
         first, last = deployment.kubernetes.network.kv_ports
         values["UCX_TCP_PORT_RANGE"] = f"{first}-{last}"
     values |= pool_of(deployment, role).env
+    if deployment.hosts_of(role) > 1:
+        key = {"secretKeyRef": {"name": deployment.kubernetes.secrets.split_key, "key": "key"}}
+        fields.append({"name": SPLIT_KEY_VARIABLE, "valueFrom": key})
     return fields + [{"name": name, "value": value} for name, value in sorted(values.items())]
 
 

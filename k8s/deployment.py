@@ -13,6 +13,7 @@ from k8s.config import KubernetesConfig
 from protocol.errors import ConfigError
 from serving.config import KUBERNETES, ServalConfig, compose, put_settings, read_settings
 from serving.config_errors import one_line
+from serving.roles import Role
 
 CONFIG_FOLDER = "/etc/serval/config"
 CONFIG_FILE = "serval.yaml"
@@ -25,6 +26,8 @@ WORKER_PORT = 8010
 
 LOOPBACK = "lo"
 
+WORKERS: tuple[Role, ...] = ("prefill", "decode")
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -33,6 +36,15 @@ class Deployment:
 
     config: ServalConfig
     kubernetes: KubernetesConfig
+
+    def hosts_of(self, role: Role) -> int:
+        """Pods of one of the role's members."""
+        pools = {"prefill": self.kubernetes.prefill.hosts, "decode": self.kubernetes.decode.hosts}
+        return pools.get(role, 1)
+
+    def processes_of(self, role: Role) -> int:
+        """That share a model in one pod of the role."""
+        return 1 if role == "router" else self.config.engine_of(role).tensor_parallel_size // self.hosts_of(role)
 
     def pod_yaml(self) -> str:
         """What pods mount: what was set, without defaults, which are the image's."""
@@ -52,8 +64,10 @@ def load(file: Path | None, overlay: str | None, flags: Mapping[str, Any]) -> De
         raise ConfigError(f"{KUBERNETES}.{one_line(error, KubernetesConfig)}") from error
     put_settings(settings, _imposed(kubernetes, settings))
     config = compose(settings, model_is_here=False)
+    deployment = Deployment(config, kubernetes)
     _check(config)
-    return Deployment(config, kubernetes)
+    _check_hosts(deployment)
+    return deployment
 
 
 def overlays() -> list[str]:
@@ -105,11 +119,26 @@ def _check(config: ServalConfig) -> None:
             raise ConfigError(f"router.{name}: must be 1024 or more on Kubernetes: a Service names it, and no process is root")
     if not config.cluster.metrics_port:
         raise ConfigError("cluster.metrics_port: must be a port on Kubernetes, not 0: Prometheus is told which")
-    if config.engine.own_followers < config.engine.tensor_parallel_size - 1:
-        raise ConfigError(
-            "engine.local_followers: must be left out on Kubernetes: a worker is one pod, on a machine with all GPUs of its model"
-        )
     if config.transfer.net_device == LOOPBACK:
         raise ConfigError(
             f"transfer.net_device: {LOOPBACK} reaches no other pod; name the pods' device, such as eth0 or mlx5_0:1"
         )
+
+
+def _check_hosts(deployment: Deployment) -> None:
+    """Raises ConfigError for processes that cannot be laid out over the hosts that a worker has."""
+    for role in WORKERS:
+        hosts, engine = deployment.hosts_of(role), deployment.config.engine_of(role)
+        if engine.local_followers is not None:
+            raise ConfigError(
+                f"engine.local_followers: must be left out on Kubernetes: it follows from kubernetes.{role}.hosts"
+            )
+        if engine.tensor_parallel_size % hosts:
+            raise ConfigError(
+                f"kubernetes.{role}.hosts: {hosts} do not share out the {engine.tensor_parallel_size} processes of a {role} "
+                f"worker evenly (engine.tensor_parallel_size, or {role}_engine's)"
+            )
+        if hosts > 1 and deployment.kubernetes.secrets.split_key is None:
+            raise ConfigError(
+                f"kubernetes.secrets.split_key: must name a Secret: a {role} worker is {hosts} pods, which know each other by it"
+            )

@@ -1,7 +1,7 @@
 """Writes the manifests that stand in the repository, out of k8s/settings: `python -m k8s.generate [--check]`.
 
 k8s/base/FLAVOUR is the base settings rendered; k8s/overlays/NAME/FLAVOUR is what an overlay's settings change of it, as patches, so
-that `kubectl apply -k k8s/overlays/NAME/FLAVOUR` and `serval k8s render --overlay NAME` are the same.
+and what it adds, so that `kubectl apply -k k8s/overlays/NAME/FLAVOUR` and `serval k8s render --overlay NAME` are the same.
 """
 
 import sys
@@ -11,8 +11,11 @@ from typing import Any, get_args
 
 from k8s.config import Flavour
 from k8s.deployment import load, overlays
-from k8s.objects import Manifest, dump
+from k8s.objects import Manifest, dump, to_yaml
 from k8s.render import KUSTOMIZATION, kustomization, objects, texts
+
+ADDED = "added.yaml"
+"""An overlay's objects that the base has not got."""
 
 HERE = Path(__file__).parent
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
@@ -26,14 +29,23 @@ def files() -> Iterator[tuple[Path, str]]:
             yield Path("base", flavour, name), text
         for overlay in overlays():
             changed = load(None, overlay, {"kubernetes.flavour": flavour})
-            content = {"resources": [f"../../../base/{flavour}"], "patches": list(patches(objects(base), objects(changed)))}
-            yield Path("overlays", overlay, flavour, KUSTOMIZATION), kustomization(content)
+            folder, more = Path("overlays", overlay, flavour), added(objects(base), objects(changed))
+            resources = [f"../../../base/{flavour}", *([ADDED] if more else [])]
+            content = {"resources": resources, "patches": list(patches(objects(base), objects(changed)))}
+            yield folder / KUSTOMIZATION, kustomization(content)
+            if more:
+                yield folder / ADDED, to_yaml(more)
+
+
+def added(base: list[Manifest], changed: list[Manifest]) -> list[Manifest]:
+    """What `changed` has and `base` has not."""
+    before = {_key(one) for one in base}
+    return [one for one in changed if _key(one) not in before]
 
 
 def patches(base: list[Manifest], changed: list[Manifest]) -> Iterator[dict[str, Any]]:
-    """Kustomize's patches that make `changed` of `base`. An object that `base` has not got is an error of ours."""
+    """Kustomize's patches that make of `base` what `changed` has of it."""
     after = {_key(one): one for one in changed}
-    assert after.keys() <= {_key(one) for one in base}, "an overlay adds an object: give the base one too"
     for one in base:
         if (new := after.get(_key(one))) is None:
             place = {name: one["metadata"][name] for name in ("name", "namespace")}

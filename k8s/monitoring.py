@@ -5,8 +5,8 @@ from typing import Any
 
 from k8s.container import port_numbers
 from k8s.dashboards import dashboards
-from k8s.deployment import Deployment
-from k8s.objects import PREFIX, WORKERS, Manifest, manifest, selector
+from k8s.deployment import WORKERS, Deployment
+from k8s.objects import PREFIX, Manifest, manifest, selector
 from k8s.rules import groups
 from serving.roles import Role
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from k8s.deployment import Deployment
+from k8s.deployment import WORKERS, Deployment
 from serving.roles import Role
 
 Manifest = dict[str, Any]
@@ -12,8 +12,7 @@ Manifest = dict[str, Any]
 
 FIELD_MANAGER = "serval"
 PREFIX = "app.kubernetes.io"
-ROLES: tuple[Role, ...] = ("router", "prefill", "decode")
-WORKERS: tuple[Role, ...] = ("prefill", "decode")
+ROLES: tuple[Role, ...] = ("router", *WORKERS)
 
 
 def full_name(deployment: Deployment, part: str = "") -> str:

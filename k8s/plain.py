@@ -1,9 +1,11 @@
-"""The plain flavour: a Deployment per role. Workers find routers by DNS, so nothing else needs to be installed."""
+"""The plain flavour: a Deployment per role. Workers find routers by DNS, so nothing else needs to be installed, unless a worker is
+more than one pod."""
 
 from typing import Any
 
 from k8s.container import grace_s, pool_of
 from k8s.deployment import Deployment
+from k8s.group import leader_worker_set
 from k8s.objects import ROLES, Manifest, manifest, selector
 from k8s.pod import template
 from serving.roles import Role
@@ -14,6 +16,8 @@ def workloads(deployment: Deployment) -> list[Manifest]:
 
 
 def _workload(deployment: Deployment, role: Role) -> Manifest:
+    if deployment.hosts_of(role) > 1:
+        return leader_worker_set(deployment, role, _rolling(role))
     pool = pool_of(deployment, role)
     spec = {
         "replicas": pool.replicas,

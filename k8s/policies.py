@@ -48,11 +48,23 @@ def _rules(deployment: Deployment, role: Role) -> tuple[list[Rule], list[Rule]]:
             return [_clients(deployment) | front, workers, _scrapes(deployment, router["http"])], out
         case "prefill":
             asked = {"from": _pods(deployment, "decode"), "ports": [*prefill, *kv]}
-            return [asked, _worker_scrapes(deployment, role)], [*out, join, {"to": _pods(deployment, "decode"), "ports": kv}]
+            written = {"to": _pods(deployment, "decode"), "ports": kv}
+            heard, said = _group(deployment, role)
+            return [asked, *heard, _worker_scrapes(deployment, role)], [*out, join, written, *said]
         case "decode":
             written = {"from": _pods(deployment, "prefill"), "ports": kv}
             ask = {"to": _pods(deployment, "prefill"), "ports": [*prefill, *kv]}
-            return [written, _worker_scrapes(deployment, role)], [*out, join, ask]
+            heard, said = _group(deployment, role)
+            return [written, *heard, _worker_scrapes(deployment, role)], [*out, join, ask, *said]
+
+
+def _group(deployment: Deployment, role: Role) -> tuple[list[Rule], list[Rule]]:
+    """Of a worker on several hosts: its pods talk to each other on ports that torch and NCCL choose. No label that is known here
+    tells its own from the pool's others; what those lack is the key."""
+    if deployment.hosts_of(role) == 1:
+        return [], []
+    own = _pods(deployment, role)
+    return [{"from": own}], [{"to": own}]
 
 
 def _policy(deployment: Deployment, role: str, ingress: list[Rule], egress: list[Rule]) -> Manifest:

@@ -5,8 +5,19 @@ import math
 from typing import Any
 
 from k8s.config import PoolConfig
-from k8s.container import START_PERIOD_S, environment, gpus_of, pool_of, ports, probes, resources, routers_address, security
-from k8s.deployment import CONFIG_FILE, CONFIG_FOLDER, Deployment
+from k8s.container import (
+    START_PERIOD_S,
+    environment,
+    gpus_of,
+    pool_of,
+    ports,
+    probes,
+    resources,
+    routers_address,
+    security,
+    workers_at_least,
+)
+from k8s.deployment import CONFIG_FILE, CONFIG_FOLDER, WORKERS, Deployment
 from k8s.objects import ROLES, Manifest, dump, full_name, labels, manifest
 from k8s.pod import as_nobody, metadata, spec
 from k8s.policies import HEAD, HEAD_PORTS
@@ -51,7 +62,9 @@ def workloads(deployment: Deployment) -> list[Manifest]:
 
 def serve_config(deployment: Deployment) -> dict[str, Any]:
     """Serve's config file. A change of it alone is applied in place, by restarting what it changes."""
-    arguments = {"config": f"{CONFIG_FOLDER}/{CONFIG_FILE}", "routers": routers_address(deployment)}
+    arguments: dict[str, Any] = {"config": f"{CONFIG_FOLDER}/{CONFIG_FILE}", "routers": routers_address(deployment)}
+    if hosts := {role: deployment.hosts_of(role) for role in WORKERS if deployment.hosts_of(role) > 1}:
+        arguments |= {"hosts": hosts, "split_port": deployment.kubernetes.network.split_port}
     application = {
         "name": APPLICATION,
         "import_path": IMPORT_PATH,
@@ -66,10 +79,13 @@ def serve_config(deployment: Deployment) -> dict[str, Any]:
 def _serve_deployment(deployment: Deployment, role: Role) -> dict[str, Any]:
     pool = pool_of(deployment, role)
     # One process per pod of its own group: that is what the resource with the role's name says.
-    actor = {"num_cpus": 0, "num_gpus": gpus_of(deployment, role), "resources": {role: 1}}
+    gpus, hosts = gpus_of(deployment, role), deployment.hosts_of(role)
+    actor = {"num_cpus": 0, "num_gpus": gpus, "resources": {role: 1}}
+    bundle = {role: 1} | ({"GPU": gpus} if gpus else {})
+    group = {"placement_group_bundles": [bundle] * hosts, "placement_group_strategy": "STRICT_SPREAD"} if hosts > 1 else {}
     settings = replica_settings(deployment.config.cluster)
     count = replica_count(deployment.config.scaling, role, pool.replicas)
-    return {"name": DEPLOYMENTS[role], **count, **settings, "ray_actor_options": actor}
+    return {"name": DEPLOYMENTS[role], **count, **settings, "ray_actor_options": actor, **group}
 
 
 def _group(deployment: Deployment, role: Role) -> dict[str, Any]:
@@ -90,19 +106,22 @@ def _group(deployment: Deployment, role: Role) -> dict[str, Any]:
         main["readinessProbe"] = probes(deployment, role)["readinessProbe"]
     return {
         "groupName": role,
-        **_pods(deployment, role),
+        **_workers(deployment, role),
         "rayStartParams": {"resources": json.dumps(json.dumps({role: 1}))},
         "template": {"metadata": metadata(deployment, role), "spec": spec(deployment, role, main)},
     }
 
 
-def _pods(deployment: Deployment, role: Role) -> dict[str, int]:
-    """At first, at least and at most: a pod for each replica that the scaling policy may want."""
-    pool, scaling = pool_of(deployment, role), deployment.config.scaling
+def _workers(deployment: Deployment, role: Role) -> dict[str, int]:
+    """At first, at least and at most, one for each replica that the scaling policy may want; and the pods of each, which KubeRay
+    makes and ends together."""
+    pool, scaling, hosts = pool_of(deployment, role), deployment.config.scaling, deployment.hosts_of(role)
+    together = {"numOfHosts": hosts} if hosts > 1 else {}
+    least = workers_at_least(deployment, role)
     if scaling is None or role == "router":
-        return {"replicas": pool.replicas, "minReplicas": pool.replicas, "maxReplicas": pool.most}
+        return {"replicas": pool.replicas, "minReplicas": least, "maxReplicas": pool.most, **together}
     limits = scaling.prefill if role == "prefill" else scaling.decode
-    return {"replicas": limits.clamp(pool.replicas), "minReplicas": limits.min, "maxReplicas": limits.max}
+    return {"replicas": limits.clamp(pool.replicas), "minReplicas": least, "maxReplicas": limits.max, **together}
 
 
 def _drain(deployment: Deployment, role: Role) -> list[str]:

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from k8s.container import port_numbers
+from k8s.container import port_numbers, workers_at_least
 from k8s.deployment import Deployment
 from k8s.objects import ROLES, Manifest, manifest, selector
+from serving.roles import Role
 
 
 def services(deployment: Deployment) -> list[Manifest]:
@@ -28,7 +29,8 @@ def services(deployment: Deployment) -> list[Manifest]:
 
 
 def disruption_budgets(deployment: Deployment) -> list[Manifest]:
-    """One pod of a role at a time. A pod that is not ready never stands in the way of emptying its node."""
+    """One pod of a role at a time, and so one worker: the others of its group are away with it. A pod that is not ready never
+    stands in the way of emptying its node."""
     return [
         manifest(
             deployment,
@@ -37,13 +39,21 @@ def disruption_budgets(deployment: Deployment) -> list[Manifest]:
             role,
             role,
             spec={
-                "maxUnavailable": 1,
+                **_allowance(deployment, role),
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",
                 "selector": {"matchLabels": selector(deployment, role)},
             },
         )
         for role in ROLES
     ]
+
+
+def _allowance(deployment: Deployment, role: Role) -> dict[str, int]:
+    """Kubernetes counts how many pods there should be where it knows what makes them (a scale subresource). It does not of a
+    RayCluster: there a budget that says how many may be missing lets nobody go, so it says how many must be there."""
+    if deployment.kubernetes.flavour == "plain":
+        return {"maxUnavailable": 1}
+    return {"minAvailable": workers_at_least(deployment, role) * deployment.hosts_of(role) - 1}
 
 
 def _port(deployment: Deployment, name: str, protocol: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from planner.scaling_config import PoolLimits, ScalingConfig
@@ -84,12 +84,15 @@ def settle_ports(config: ServalConfig) -> ServalConfig:
     return config.model_copy(update={"router": router.model_copy(update=ports), "cluster": cluster})
 
 
-def build_application(config: ServalConfig, routers: Sequence[str] = ()) -> Any:
+def build_application(
+    config: ServalConfig, routers: Sequence[str] = (), hosts: Mapping[Role, int] | None = None, split_port: int = 0
+) -> Any:
     """The Serve application: Router, PrefillWorker and DecodeWorker deployments in one, so that one policy can scale both pools
     together. `routers`: where workers find them on a cluster of machines, each of which holds one process; none: this machine
-    holds all."""
+    holds all. `hosts`: machines of one worker, by role, where it is several; `split_port`: where its first waits for the others."""
     from ray import serve
 
+    from serving.ray_followers import Spread
     from serving.ray_replica import Replica
 
     cluster = config.cluster
@@ -101,7 +104,7 @@ def build_application(config: ServalConfig, routers: Sequence[str] = ()) -> Any:
         made = serve.deployment(Replica).options(
             name=DEPLOYMENTS[role], **settings, **replica_count(config.scaling, role, replicas)
         )
-        return made.bind(role, text, tuple(routers), *parts)
+        return made.bind(role, text, tuple(routers), Spread((hosts or {}).get(role, 1), split_port), *parts)
 
     prefill, decode = deployment("prefill", cluster.prefill), deployment("decode", cluster.decode)
     return deployment("router", 1, prefill, decode)

@@ -12,6 +12,7 @@ from ray import serve
 
 from serving import pod_drain
 from serving.config import ServalConfig
+from serving.ray_followers import Spread, spread_over, start_followers
 from serving.ray_scaling import STATS
 from serving.roles import Member, Role, build
 from telemetry import logs
@@ -21,10 +22,10 @@ from worker.spec import silent
 class Replica:
     """A router, a prefill or a decode worker. `parts` are the applications that Serve must start along with this one: they are
     bound here because an application is what hangs together, and are not used otherwise. With `routers` this replica has its
-    machine to itself."""
+    machine to itself, and with `spread` others besides."""
 
     async def __init__(  # type: ignore[misc]  # as Serve allows
-        self, role: Role, config_json: str, routers: Sequence[str], *parts: Any
+        self, role: Role, config_json: str, routers: Sequence[str], spread: Spread, *parts: Any
     ) -> None:
         # A replica's rank is free again once it is gone, so its successor has the same name and a new incarnation.
         context = serve.get_replica_context()
@@ -38,6 +39,9 @@ class Replica:
             member = Member(role, 0, name or f"{role}-{rank}")
             self._config = on_own_machine(self._config, ray.util.get_node_ip_address(), member.name)
         logs.configure(member.name, self._config.cluster.log_level)
+        if spread.hosts > 1:
+            self._config = spread_over(self._config, role, spread, self._config.cluster.host)
+            self._followers = start_followers(self._config, role, member.name)
         self._server = build(member, self._config, routers or router_addresses(self._config), silent)
         await self._server.start()
         if routers:  # in a pod of its own, which Kubernetes may end

@@ -3,13 +3,15 @@
     python -m engine.split.follower --leader HOST:PORT --rank N     # as a leader starts it
     serval follow --leader HOST:PORT --rank N                       # on another host
 
-A follower decides nothing and ends with its leader.
+A follower decides nothing and ends with its leader. Once that has taken it in, SIGTERM is not for it: whoever ends a worker asks
+the leader, which works off what it has, with all of its followers, and then they end.
 """
 
 import argparse
 import logging
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -53,6 +55,8 @@ def follow(leader: str, rank: int, folder: Path | None = None) -> None:
     welcome = channel.receive()
     if welcome is None:
         raise ConfigError(f"the leader at {leader} does not want rank {rank}: a rank that it lacks, and its {KEY_VARIABLE}?")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     config = EngineConfig.model_validate(welcome["config"])
     messages = _read_on(channel)
     try:

@@ -3,15 +3,13 @@ SIGTERM means to our processes, under Ray Serve what the end of a replica means.
 
 from typing import Any
 
-import yaml
-
 from k8s.live.errors import Changed, ClusterError, NotReady, Refused, Unreachable
 from k8s.live.pods import condition, role_of
-from k8s.live.readiness import replicas_of
+from k8s.live.ray_pools import at_most, hosts_of, resized
+from k8s.live.readiness import pods_of_a_worker
 from k8s.live.target import Deadline, Target
 from k8s.live.view import View
-from k8s.objects import ROLES, Manifest, dump
-from serving.ray_app import DEPLOYMENTS
+from k8s.objects import ROLES, Manifest
 
 FIRST_TO_GO = {"controller.kubernetes.io/pod-deletion-cost": "-1000"}
 """Annotation by which a Deployment that is made smaller chooses a pod. One that is not ready goes before."""
@@ -21,7 +19,7 @@ TRIES = 5
 
 
 def workload_of(target: Target, role: str) -> Manifest:
-    """The Deployment of a role, or the RayService. Raises Refused if there is none."""
+    """The Deployment or LeaderWorkerSet of a role, or the RayService. Raises Refused if there is none."""
     found = target.workloads()
     for one in found:
         if one["kind"] == "RayService" or role_of(one) == role:
@@ -31,8 +29,15 @@ def workload_of(target: Target, role: str) -> Manifest:
 
 
 def size_of(workload: Manifest, role: str) -> int:
-    """Pods that the pool shall have."""
-    return replicas_of(workload)[role] if workload["kind"] == "RayService" else int(workload["spec"]["replicas"])
+    """Workers that the pool shall have; where it scales, at most."""
+    return at_most(workload)[role] if workload["kind"] == "RayService" else int(workload["spec"]["replicas"])
+
+
+def pods_each(workload: Manifest, role: str) -> int:
+    """Of one worker."""
+    if workload["kind"] == "RayService":
+        return hosts_of(workload)[role]
+    return pods_of_a_worker(workload) if workload["kind"] == "LeaderWorkerSet" else 1
 
 
 def find_pod(target: Target, name: str) -> Manifest:
@@ -49,18 +54,22 @@ def shrink_pool(target: Target, role: str, replicas: int, timeout_s: float, view
     """Makes the pool `replicas` large, and returns when the surplus is gone. Raises Refused if it is smaller already."""
     deadline = Deadline(timeout_s)
     workload = _resized(target, role, replicas)
-    view.line(f"{role} shall have {replicas} pods; the others take no new work and finish what they have")
+    pods = replicas * pods_each(workload, role)
+    view.line(f"{role} shall have {pods} pods; the others take no new work and finish what they have")
     patience = "Ray's autoscaler takes away a pod whose replica ended, when it was idle for idleTimeoutSeconds"
     hint = patience if workload["kind"] == "RayService" else "a pod may take terminationGracePeriodSeconds"
-    _wait_for_pods(target, role, replicas, deadline, view, hint)
+    _wait_for_pods(target, role, pods, deadline, view, hint)
 
 
 def remove_worker(target: Target, pod: Manifest, timeout_s: float, view: View) -> None:
-    """Makes the pod's pool one smaller, by this pod. Raises Refused under Ray Serve, which chooses by itself."""
+    """Makes the pod's pool one smaller, by this pod. Raises Refused where whoever makes the pods chooses by itself."""
     role, name, deadline = role_of(pod), pod["metadata"]["name"], Deadline(timeout_s)
     workload = workload_of(target, role)
     if workload["kind"] == "RayService":
         raise Refused(f"Ray Serve chooses which worker ends: `serval k8s drain {role} --replicas N`, or drain {name} --replace")
+    if workload["kind"] == "LeaderWorkerSet":
+        raise Refused(f"the worker made last ends first: `serval k8s drain {role} --replicas N`, or drain {name} --replace")
+
     for other in target.pods():
         if role_of(other) == role and other["metadata"]["name"] != name and not _is_ready(other) and not _ends(other):
             raise Refused(f"{other['metadata']['name']} is not ready, and would go before {name}: wait for it, or --replace")
@@ -93,10 +102,12 @@ def _resized(target: Target, role: str, replicas: int) -> Manifest:
         workload = workload_of(target, role)
         if (size := size_of(workload, role)) < replicas:
             raise Refused(
-                f"{role} has {size} pods, fewer than {replicas}: set kubernetes.{role}.replicas and apply to scale up"
+                f"{role} has {size} workers, fewer than {replicas}: set kubernetes.{role}.replicas and apply to scale up"
             )
         try:
-            return target.api.patch(workload, {"spec": _spec(workload, role, replicas)})
+            changed = target.api.patch(workload, {"spec": _spec(workload, role, replicas)})
+            _allow(target, role, replicas * pods_each(workload, role))
+            return changed
         except Changed:
             if not left:
                 raise
@@ -104,18 +115,14 @@ def _resized(target: Target, role: str, replicas: int) -> Manifest:
 
 
 def _spec(workload: Manifest, role: str, replicas: int) -> dict[str, Any]:
-    if workload["kind"] != "RayService":
-        return {"replicas": replicas}
-    content = yaml.safe_load(workload["spec"]["serveConfigV2"])
-    for one in content["applications"][0]["deployments"]:
-        if one["name"] == DEPLOYMENTS[role]:  # type: ignore[index]  # a role that has a deployment
-            one["num_replicas"] = replicas
-    # Serve ends replicas; pods without one go when the autoscaler may have fewer. Without it KubeRay ends any pod of the group,
-    # which drains by its preStop. Neither makes KubeRay build a second cluster.
-    cluster = workload["spec"]["rayClusterConfig"]
-    smaller = {"minReplicas": replicas} | ({} if cluster.get("enableInTreeAutoscaling") else {"replicas": replicas})
-    groups = [group | (smaller if group["groupName"] == role else {}) for group in cluster["workerGroupSpecs"]]
-    return {"serveConfigV2": dump(content), "rayClusterConfig": {"workerGroupSpecs": groups}}
+    return resized(workload, role, replicas) if workload["kind"] == "RayService" else {"replicas": replicas}
+
+
+def _allow(target: Target, role: str, pods: int) -> None:
+    """A budget that says how many pods must be there (under Ray) must not count on those that go: nobody could be evicted."""
+    budget = target.api.get("policy/v1", "PodDisruptionBudget", f"{target.name}-{role}")
+    if budget and budget["spec"].get("minAvailable", 0) >= pods:
+        target.api.patch(budget, {"spec": {"minAvailable": max(0, pods - 1)}})
 
 
 def _wait_for_pods(target: Target, role: str, replicas: int, deadline: Deadline, view: View, hint: str) -> None:

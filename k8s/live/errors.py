@@ -14,6 +14,7 @@ EXIT_UNREACHABLE = 7
 
 INSTALL = {
     "ray.io": "install KubeRay, or set kubernetes.flavour: plain",
+    "leaderworkerset.x-k8s.io": "install LeaderWorkerSet, or leave out kubernetes.prefill.hosts and kubernetes.decode.hosts",
     "monitoring.coreos.com": "install the Prometheus operator, or set kubernetes.monitoring: false",
 }
 """What to do about a kind that the cluster does not know, by its API group."""

@@ -16,11 +16,12 @@ MADE = (
     ("monitoring.coreos.com/v1", "ServiceMonitor"),
     ("monitoring.coreos.com/v1", "PrometheusRule"),
     ("apps/v1", "Deployment"),
+    ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"),
     ("ray.io/v1", "RayService"),
 )
 """All kinds of every flavour, what others need first: a pod finds its account, its configuration and its policies."""
 
-WORKLOADS = frozenset({"Deployment", "RayService"})
+WORKLOADS = frozenset({"Deployment", "LeaderWorkerSet", "RayService"})
 """What has pods. They end first, while the names, rights and policies that they end with are still there."""
 
 Key = tuple[str, str]

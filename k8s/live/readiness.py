@@ -5,11 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from k8s.live.pods import PodState, Warnings, condition, pod_state, role_of, shortened
+from k8s.live.ray_pools import at_least, hosts_of
 from k8s.objects import ROLES, Manifest
-from serving.ray_app import DEPLOYMENTS
 
 HEALTHY = "RUNNING"
 """Of an application or a deployment, as Ray Serve says it."""
@@ -66,7 +64,7 @@ def warnings_of(events: Iterable[Manifest]) -> Warnings:
 
 
 def cluster_state(workloads: Sequence[Manifest], pods: Sequence[Manifest], events: Iterable[Manifest]) -> ClusterState:
-    """Of Deployments or a RayService, the pods that belong to the cluster, and the namespace's warnings."""
+    """Of Deployments and LeaderWorkerSets, or a RayService, the pods that belong to the cluster, and the namespace's warnings."""
     warnings = warnings_of(events)
     states: dict[str, list[PodState]] = {}
     for pod in sorted(pods, key=lambda one: str(one["metadata"]["name"])):
@@ -79,6 +77,8 @@ def cluster_state(workloads: Sequence[Manifest], pods: Sequence[Manifest], event
             why.append(f"{workload['kind']}/{workload['metadata']['name']} is being deleted")
         if workload["kind"] == "Deployment":
             pools.append(_of_deployment(workload, states, warnings))
+        elif workload["kind"] == "LeaderWorkerSet":
+            pools.append(_of_leader_worker_set(workload, states))
         else:
             pools += _of_ray_groups(workload, states)
             why += _of_ray_service(workload, warnings)
@@ -108,13 +108,33 @@ def _of_deployment(workload: Manifest, states: Mapping[str, list[PodState]], war
     return PoolState(role, desired, ready, tuple(found), tuple(why) if ready < desired or why else (), is_hopeless)
 
 
+def _of_leader_worker_set(workload: Manifest, states: Mapping[str, list[PodState]]) -> PoolState:
+    """Pods, like every pool; it counts groups of them."""
+    role, status = role_of(workload), workload.get("status") or {}
+    desired, each = workload["spec"].get("replicas", 1), pods_of_a_worker(workload)
+    found = states.get(role, [])
+    why = [] if _has_looked(workload) else ["the LeaderWorkerSet operator has not looked at it yet: does it run?"]
+    why += _troubles(found)
+    if (updated := status.get("updatedReplicas", 0)) < desired:
+        why.append(f"{updated} of {desired} workers are of the new configuration")
+    elif (left := status.get("replicas", 0) - desired) > 0:
+        why.append(f"{left} workers too many drain")
+    ready = min(status.get("readyReplicas", 0) * each, sum(pod.is_ready for pod in found))
+    return PoolState(role, desired * each, ready, tuple(found), tuple(why))
+
+
+def pods_of_a_worker(leader_worker_set: Manifest) -> int:
+    return int(leader_worker_set["spec"]["leaderWorkerTemplate"].get("size", 1))
+
+
 def _troubles(pods: Sequence[PodState]) -> list[str]:
     return [f"{pod.name}: {pod.why}" for pod in pods if not pod.is_ready and not pod.is_draining]
 
 
 def _of_ray_groups(workload: Manifest, states: Mapping[str, list[PodState]]) -> list[PoolState]:
-    """Pods by role; the head is a pool of one. How many processes Serve runs is in its own configuration."""
-    numbers = replicas_of(workload)
+    """Pods by role; the head is a pool of one. How many workers Serve runs is in its own configuration."""
+    hosts = hosts_of(workload)
+    numbers = {role: workers * hosts.get(role, 1) for role, workers in at_least(workload).items()}
     pools = []
     for role in ("head", *ROLES):
         found = states.get(role, [])
@@ -124,15 +144,6 @@ def _of_ray_groups(workload: Manifest, states: Mapping[str, list[PodState]]) -> 
             why.append("there is no pod yet")
         pools.append(PoolState(role, desired, ready, tuple(found), tuple(why)))
     return pools
-
-
-def replicas_of(ray_service: Manifest) -> dict[str, int]:
-    """By role: those of Serve's configuration."""
-    content = yaml.safe_load(ray_service["spec"]["serveConfigV2"])
-    roles = {name: role for role, name in DEPLOYMENTS.items()}
-    return {
-        roles[one["name"]]: one["num_replicas"] for one in content["applications"][0]["deployments"] if "num_replicas" in one
-    }
 
 
 def _of_ray_service(workload: Manifest, warnings: Warnings) -> list[str]:

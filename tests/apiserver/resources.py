@@ -42,13 +42,16 @@ BUILT_IN = (
 )
 
 RAY = Resource("ray.io", "v1", "rayservices", "RayService", has_status=True)
+LEADER_WORKER_SET = Resource(
+    "leaderworkerset.x-k8s.io", "v1", "leaderworkersets", "LeaderWorkerSet", has_status=True, has_scale=True
+)
 MONITORS = (
     Resource("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor"),
     Resource("monitoring.coreos.com", "v1", "servicemonitors", "ServiceMonitor"),
     Resource("monitoring.coreos.com", "v1", "prometheusrules", "PrometheusRule"),
 )
-OPERATORS = (RAY, *MONITORS)
-"""What a cluster has when KubeRay and the Prometheus operator are installed."""
+OPERATORS = (RAY, LEADER_WORKER_SET, *MONITORS)
+"""What a cluster has when KubeRay, LeaderWorkerSet and the Prometheus operator are installed."""
 
 MERGE_KEYS: dict[str, tuple[str, ...]] = {
     "containers": ("name",),

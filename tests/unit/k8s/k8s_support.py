@@ -15,8 +15,8 @@ SHARED = Path(__file__).parents[4] / "shared"
 OVERLAYS = (None, *overlays())
 EVERY = list(itertools.product(OVERLAYS, FLAVOURS))
 each_deployment = pytest.mark.parametrize(("overlay", "flavour"), EVERY, ids=[f"{one or 'base'}-{two}" for one, two in EVERY])
-CLAIMS = "models,longcat-flash"
-"""PersistentVolumeClaims that are the operator's own."""
+CLAIMS = "models,longcat-flash,serval-split"
+"""PersistentVolumeClaims and a Secret that are the operator's own."""
 
 
 def of_kind(found: list[Manifest], kind: str) -> dict[str, Manifest]:
@@ -30,7 +30,8 @@ def deployment(overlay: str | None, flavour: str, **settings: Any) -> Deployment
 
 
 def as_deployments(found: list[Manifest]) -> list[Manifest]:
-    """What Kubernetes will see of a RayService: pods of its head and of each group. As Deployments, which checkers know."""
+    """What Kubernetes will see of a RayService, pods of its head and of each group, and of a LeaderWorkerSet. As Deployments, which
+    checkers know."""
     made = []
     for service in of_kind(found, "RayService").values():
         cluster = service["spec"]["rayClusterConfig"]
@@ -41,13 +42,25 @@ def as_deployments(found: list[Manifest]) -> list[Manifest]:
             spec = {"replicas": replicas, "selector": {"matchLabels": labels}, "template": group["template"]}
             metadata = {"name": name, "namespace": service["metadata"]["namespace"]}
             made.append({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec})
+    for group in of_kind(found, "LeaderWorkerSet").values():
+        inner = group["spec"]["leaderWorkerTemplate"]
+        for part, replicas in (("leader", 1), ("worker", inner["size"] - 1)):
+            template = inner[f"{part}Template"]
+            spec = {
+                "replicas": replicas * group["spec"]["replicas"],
+                "selector": {"matchLabels": template["metadata"]["labels"]},
+            }
+            metadata = {"name": f"{group['metadata']['name']}-{part}", "namespace": group["metadata"]["namespace"]}
+            made.append(
+                {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec | {"template": template}}
+            )
     return made
 
 
 def pods(found: list[Manifest]) -> dict[str, dict[str, Any]]:
-    """Pod templates by component."""
+    """Pod templates by component; of a worker on several hosts the leader's."""
     workloads = [*of_kind(found, "Deployment").values(), *as_deployments(found)]
-    templates = [one["spec"]["template"] for one in workloads]
+    templates = [one["spec"]["template"] for one in workloads if not one["metadata"]["name"].endswith("-worker")]
     return {template["metadata"]["labels"]["app.kubernetes.io/component"]: template for template in templates}
 
 

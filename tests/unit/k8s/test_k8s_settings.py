@@ -43,7 +43,7 @@ def test_a_wrong_setting_is_named(name: str, value: object, message: str) -> Non
 
 def test_a_worker_is_one_pod_with_a_gpu_for_each_of_its_processes() -> None:
     split = {"engine.tensor_parallel_size": 4}
-    with pytest.raises(ConfigError, match=r"^engine.local_followers: must be left out on Kubernetes"):
+    with pytest.raises(ConfigError, match=r"^engine.local_followers: must be left out on Kubernetes: it follows from"):
         load(None, "gpu", split | {"engine.local_followers": 1})
     for flavour in ("plain", "rayservice"):
         found = pods(objects(load(None, "gpu", split | {"kubernetes.flavour": flavour})))

@@ -29,7 +29,7 @@ def config_in_pod(made: Deployment, role: Role, tmp_path: Path) -> tuple[ServalC
     (tmp_path / CONFIG_FILE).write_text(of_kind(found, "ConfigMap")["serval-config"]["data"][CONFIG_FILE])
     container = pods(found)[role]["spec"]["containers"][0]
     known = {"POD_NAME": f"serval-{role}-7d9f-x2z", "POD_IP": "127.0.0.1"}
-    assert {one["name"] for one in container["env"] if "valueFrom" in one} == known.keys()
+    assert {one["name"] for one in container["env"] if "fieldRef" in one.get("valueFrom", {})} == known.keys()
     assert container["command"] == ["python", "-m", "serving.process"]
     words = container["args"]
     for name, value in known.items():
@@ -55,6 +55,10 @@ def test_a_container_reads_the_configuration_that_was_rendered(
             "router": made.config.router.model_copy(update=router),
         }
     )
+    if (hosts := made.hosts_of(role)) > 1:
+        own = made.config.engine.tensor_parallel_size // hosts - 1
+        split = {"local_followers": own, "split_address": f"127.0.0.1:{made.kubernetes.network.split_port}"}
+        expected = expected.model_copy(update={"engine": made.config.engine.model_copy(update=split)})
     assert config == expected
     assert (arguments.role, arguments.name) == (role, pod)
     assert arguments.router == ([] if role == "router" else ["dns:serval-routers.serval.svc:8002"])
@@ -151,8 +155,9 @@ def test_serve_takes_its_config_file(overlay: str | None, tmp_path: Path) -> Non
     deployments = {one.name: one for one in built.deployments}
     assert {one.name for one in application.deployments} == deployments.keys()
     for one in deployments.values():
-        _, config_json, routers = one.init_args[:3]
+        role, config_json, routers, spread = one.init_args[:4]
         assert routers == (application.args["routers"],)
+        assert (spread.hosts, spread.port > 0) == (made.hosts_of(role), overlay == "longcat-flash")
         assert ServalConfig.model_validate_json(config_json) == made.config
     groups = of_kind(found, "RayService")["serval"]["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     for group, one in zip(groups, application.deployments, strict=True):
