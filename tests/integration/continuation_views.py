@@ -5,11 +5,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import grpc.aio
+import httpx
 import pytest
 
 from protocol import serval_pb2, serval_pb2_grpc
 from tests.integration.continuation_support import MODEL
-from tests.integration.router_support import WAIT_S, Cluster
+from tests.integration.router_support import WAIT_S
 
 Json = dict[str, Any]
 
@@ -18,12 +20,12 @@ TOLERANCE = 1e-4
 """Of a logprob in float32 between a token that a step computed and the same one computed with a prompt."""
 
 
-async def ask_http(front: Cluster, path: str, body: Json, stream: bool) -> Json:
-    """Either of OpenAI's endpoints with choices."""
+async def ask_http(http: httpx.AsyncClient, path: str, body: Json, stream: bool) -> Json:
+    """Either of OpenAI's endpoints with choices. `body` may name another model than these tests' own."""
     body = {"model": MODEL, **body, "stream": stream}
     if stream:
         body["stream_options"] = {"include_usage": True}
-    response = await front.http.post(path, json=body)
+    response = await http.post(path, json=body)
     assert response.status_code == 200, response.text
     if stream:
         return _joined(_events(response.text))
@@ -31,9 +33,9 @@ async def ask_http(front: Cluster, path: str, body: Json, stream: bool) -> Json:
     return {"choices": [_whole(choice) for choice in whole["choices"]], "usage": _usage(whole["usage"])}
 
 
-async def ask_responses(front: Cluster, body: Json) -> Json:
+async def ask_responses(http: httpx.AsyncClient, body: Json) -> Json:
     """A stream of /v1/responses: the deltas, and the response that it ends with."""
-    response = await front.http.post("/v1/responses", json={"model": MODEL, **body, "stream": True})
+    response = await http.post("/v1/responses", json={"model": MODEL, **body, "stream": True})
     assert response.status_code == 200, response.text
     events = [json.loads(line[6:]) for line in response.text.split("\n") if line.startswith("data: {")]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
@@ -49,9 +51,9 @@ async def ask_responses(front: Cluster, body: Json) -> Json:
     return {"kinds": once, "pieces": pieces, "output": output, "usage": usage}
 
 
-async def ask_grpc(front: Cluster, request: serval_pb2.GenerateRequest) -> Json:
+async def ask_grpc(channel: grpc.aio.Channel, request: serval_pb2.GenerateRequest) -> Json:
     choices: dict[int, Json] = {}
-    async for message in serval_pb2_grpc.ServalStub(front.channel).Generate(request, timeout=WAIT_S):
+    async for message in serval_pb2_grpc.ServalStub(channel).Generate(request, timeout=WAIT_S):
         empty = {"token_ids": [], "text": "", "logprobs": [], "prompt_logprobs": [], "finish": []}
         choice = choices.setdefault(message.index, empty)
         choice["token_ids"] += message.token_ids

@@ -12,42 +12,11 @@ from llguidance import LLMatcher
 
 from engine.tiny import write_tiny_llama
 from protocol import serval_pb2
+from tests.integration.continuation_kinds import COMPLETION, COUNTED, DRAWN, FUNCTIONS, KINDS, PROMPT, QUESTION
 from tests.integration.continuation_support import ContinuationCluster, continuation_cluster
-from tests.integration.continuation_views import CHAT, COMPLETIONS, Json, ask_grpc, ask_http, ask_responses
+from tests.integration.continuation_views import COMPLETIONS, Json, ask_grpc, ask_http, ask_responses
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-PROMPT = [(7 * step) % 251 for step in range(50)]
-QUESTION = "What is the weather where you are?"
-DOCUMENT = {
-    "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 12}, "count": {"type": "integer", "minimum": 0, "maximum": 99}},
-    "required": ["name", "count"],
-    "additionalProperties": False,
-}
-FUNCTIONS = [{"name": name, "strict": True, "parameters": DOCUMENT} for name in ("look_up", "write")]
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "document", "schema": DOCUMENT, "strict": True}}
-DRAWN = {"temperature": 1.1, "top_p": 0.95, "top_k": 200, "seed": 11}
-COUNTED = {"presence_penalty": 0.7, "frequency_penalty": 0.4, "repetition_penalty": 1.3, "min_tokens": 10}
-
-COMPLETION = {"prompt": PROMPT, "max_tokens": 20}
-CHATTING = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 20}
-CALLING = {**CHATTING, "tools": [{"type": "function", "function": each} for each in FUNCTIONS], "tool_choice": "required"}
-
-KINDS: dict[str, tuple[str, Json]] = {
-    "greedy": (COMPLETIONS, {**COMPLETION, "temperature": 0, "ignore_eos": True}),
-    "seeded": (COMPLETIONS, {**COMPLETION, **DRAWN, "ignore_eos": True}),
-    "three answers": (COMPLETIONS, {**COMPLETION, **DRAWN, "n": 3, "ignore_eos": True}),
-    "two prompts": (COMPLETIONS, {**COMPLETION, **DRAWN, "prompt": [PROMPT, PROMPT[::-1]], "ignore_eos": True}),
-    "logprobs, echo, penalties": (
-        COMPLETIONS,
-        {**COMPLETION, **DRAWN, **COUNTED, "logprobs": 4, "echo": True, "logit_bias": {"65": 3, "66": -100}},
-    ),
-    "regular expression": (COMPLETIONS, {**COMPLETION, **DRAWN, "guided_regex": "([a-z]{1,4}[0-9]{2} ){3,6}"}),
-    "chat with logprobs": (CHAT, {**CHATTING, **DRAWN, **COUNTED, "logprobs": True, "top_logprobs": 3}),
-    "JSON schema": (CHAT, {**CHATTING, **DRAWN, "response_format": SCHEMA, "max_tokens": 80, "logprobs": True}),
-    "tool calls": (CHAT, {**CALLING, **DRAWN, "max_tokens": 120, "n": 2}),
-}
 
 Asking = Callable[[bool], Awaitable[Json]]
 """Asks for a stream, or a whole answer, and returns what the client has."""
@@ -56,7 +25,7 @@ Cuts = list[tuple[int, ...]] | Callable[[Json], list[tuple[int]]]
 
 
 def http(running: ContinuationCluster, path: str, body: Json) -> Asking:
-    return lambda stream: ask_http(running.front, path, body, stream)
+    return lambda stream: ask_http(running.front.http, path, body, stream)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -121,7 +90,7 @@ async def test_tokens_and_outcomes_are_counted_once(running: ContinuationCluster
     counters = ("serval_generation_tokens_total", "serval_prompt_tokens_total")
     tokens = [front.metrics.value(counter) for counter in counters]
     running.knife.arm(1, 8)
-    answer = await ask_http(front, path, body, True)
+    answer = await ask_http(front.http, path, body, True)
     assert running.knife.cut_at == [1, 8]
     assert front.outcomes()["length"] - before == 3
     generated, prompts = (front.metrics.value(counter) - was for counter, was in zip(counters, tokens, strict=True))
@@ -134,11 +103,11 @@ async def test_a_stop_string_that_straddles_the_cut_is_found(running: Continuati
     """A token is a byte here, so the cuts are before, within and behind it. None of it goes out, and none of what it held back
     is lost where it was not one."""
     path, body = KINDS["regular expression"]
-    whole = (await ask_http(running.front, path, body, False))["choices"][0]["text"]
+    whole = (await ask_http(running.front.http, path, body, False))["choices"][0]["text"]
     stop = whole[6:11]
     begins_like_it = whole[2:5] + "#"
     stopping = {**body, "stop": [stop, begins_like_it]}
-    (choice,) = (await ask_http(running.front, path, stopping, False))["choices"]
+    (choice,) = (await ask_http(running.front.http, path, stopping, False))["choices"]
     assert (choice["text"], choice["finish"]) == (whole[: whole.index(stop)], "stop")
     cuts = [(4,), *((whole.index(stop) + within,) for within in range(1, len(stop)))]
     await assert_goes_on(running, http(running, path, stopping), cuts)
@@ -146,7 +115,7 @@ async def test_a_stop_string_that_straddles_the_cut_is_found(running: Continuati
 
 async def test_prompt_logprobs_are_said_once(running: ContinuationCluster) -> None:
     body = {**COMPLETION, **DRAWN, "ignore_eos": True, "prompt_logprobs": 2, "logprobs": 2}
-    await assert_goes_on(running, lambda _: ask_http(running.front, COMPLETIONS, body, False), [(0,), (7,)])
+    await assert_goes_on(running, lambda _: ask_http(running.front.http, COMPLETIONS, body, False), [(0,), (7,)])
 
 
 @pytest.mark.parametrize("kind", ["text", "calls"])
@@ -154,7 +123,7 @@ async def test_a_response_s_events_are_in_order(running: ContinuationCluster, ki
     body: Json = {"input": QUESTION, "temperature": 0, "max_output_tokens": 60}
     if kind == "calls":
         body |= {"tools": [{"type": "function", **each} for each in FUNCTIONS], "tool_choice": "required"}
-    await assert_goes_on(running, lambda _: ask_responses(running.front, body), [(3,), (40,)])
+    await assert_goes_on(running, lambda _: ask_responses(running.front.http, body), [(3,), (40,)])
 
 
 async def test_over_grpc_it_is_the_same_token_for_token(running: ContinuationCluster) -> None:
@@ -165,6 +134,6 @@ async def test_over_grpc_it_is_the_same_token_for_token(running: ContinuationClu
     request = serval_pb2.GenerateRequest(token_ids={"ids": PROMPT}, sampling=sampling, n=2, echo=True)
 
     async def asking(_: bool) -> Any:
-        return await ask_grpc(running.front, request)
+        return await ask_grpc(running.front.channel, request)
 
     await assert_goes_on(running, asking, [(1,), (24,), (4, 15)])
