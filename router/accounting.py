@@ -12,6 +12,7 @@ from router.objectives import NONE, Objectives
 from router.placement.placer import Placement
 from router.recent_answers import RecentAnswers
 from router.request import End, Request
+from router.shedding import Shed, ShedReason
 from router.tenants.caller import ANONYMOUS, Caller
 from router.tenants.tenant import LimitReached
 from router.worker_time import WorkerTime
@@ -69,6 +70,14 @@ class Accounting:
     def refused(self, error: ServalError, caller: Caller = ANONYMOUS) -> None:
         reason = error.limit if isinstance(error, LimitReached) else str(error.outcome)
         self._metrics.rejections.of(reason=reason, tenant=caller.tenant).inc()
+        if isinstance(error, Shed):
+            self.shed(error.reason, caller.tenant)
+
+    def shed(self, reason: ShedReason, tenant: str) -> None:
+        self._metrics.sheds.of(reason=str(reason), tenant=tenant).inc()
+
+    def predicted_wait(self, seconds: float) -> None:
+        self._metrics.predicted_wait.of().set(seconds)
 
     def placement(self, placement: Placement) -> None:
         placements, policy = self._metrics.placements, placement.policy

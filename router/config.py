@@ -120,6 +120,18 @@ class RouterConfig(BaseModel):
     max_waiting: int = Field(
         default=1024, ge=1, description="Accepted requests without a first token yet; more are refused with 503."
     )
+    shedding: Literal["predicted_wait", "line_length"] = Field(
+        default="predicted_wait",
+        description="What refuses requests at the door when more comes than workers can do. predicted_wait: the wait that is "
+        "predicted for each, and the bounds above. line_length: those bounds alone; others learn it after queue_timeout_s.",
+    )
+    max_predicted_wait_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds that a request may be predicted to wait for a worker, by who is before it and how fast places came "
+        "free lately; more is refused at once with 503. None: queue_timeout_s, which it would not outlast. Where an answer that "
+        "begins late is worth nothing: what its objective leaves for waiting.",
+    )
     queue_timeout_s: float = Field(
         default=30.0,
         gt=0,

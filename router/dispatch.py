@@ -10,11 +10,12 @@ import logging
 from dataclasses import replace
 
 from protocol import cluster_pb2
-from protocol.errors import Overloaded, Unavailable
+from protocol.errors import Unavailable
 from protocol.ids import RequestId
 from protocol.lifecycle import Event, State
 from protocol.outcomes import Outcome
 from router.accounting import Accounting, Spent
+from router.capacity import Capacity
 from router.config import RouterConfig
 from router.losses import POISON, Verdict, judge
 from router.model import ModelInfo
@@ -23,8 +24,9 @@ from router.placement.attempts import Attempts
 from router.pool_load import PoolLoads
 from router.request import End, GenerateSpec, Request, Timeline
 from router.returns import MOVED, Returns
+from router.shedding import ShedReason
 from router.tenants.caller import ANONYMOUS, Caller
-from router.tenants.tenant import Tenant, Tenants
+from router.tenants.tenant import Tenants
 from router.text.answer_text import AnswerText
 from router.text.tokenizer import TextTokenizer
 from router.turns import Turns
@@ -51,6 +53,7 @@ class Dispatcher:
         """The line of all who write to clients."""
         self._line = WaitingLine(config, accounting, self._attempts, self._end)
         self._open = OpenRequests(accounting)
+        self._capacity = Capacity(config, self._open, self._line)
         self._returns = Returns(self._line, accounting)
         self.loads = PoolLoads(members, self._line, self._attempts, accounting)
         self.is_draining = False
@@ -73,13 +76,13 @@ class Dispatcher:
 
     # ---- what fronts ask for
 
-    def check_capacity(self, caller: Caller = ANONYMOUS) -> None:
+    def check_capacity(self, caller: Caller = ANONYMOUS, timeout_s: float | None = None) -> None:
         """Raises RateLimited, Overloaded or Unavailable when no request of this caller can be accepted now, and changes nothing.
-        Fronts ask before they parse or tokenise: a flood that is refused costs little."""
+        Fronts ask before they parse or tokenise: a flood that is refused costs little. `timeout_s`: the client's own deadline."""
         self._check_draining()
         tenant = self.tenants.of(caller)
         tenant.check(asyncio.get_running_loop().time())
-        self._displaced_by(tenant)
+        self._capacity.check(tenant.share, self._limit_s(timeout_s))
 
     def accept(
         self,
@@ -99,13 +102,14 @@ class Dispatcher:
         self._check_draining()
         now = asyncio.get_running_loop().time()
         tenant = self.tenants.of(caller)
-        displaced = self._displaced_by(tenant)
-        max_tokens = spec.sampling.max_tokens
+        limit_s, max_tokens = self._limit_s(timeout_s), spec.sampling.max_tokens
+        tokens = len(spec.prompt) + max_tokens
+        displaced = self._capacity.check(tenant.share, limit_s, tokens, is_sibling=sibling_of is not None)
         charge = tenant.admit(len(spec.prompt), max_tokens, now, is_sibling=sibling_of is not None)
         if displaced is not None:
             message = "more waits than the router holds (max_waiting), and this tenant has the most there; a retry can help"
             self._end(displaced, End(Outcome.OVERLOADED, message, retry_after_s=self._line.retry_after_s))
-        limit_s = min(timeout_s or self._config.request_timeout_s, self._config.request_timeout_s)
+            self._accounting.shed(ShedReason.DISPLACED, displaced.charge.tenant.name)
         text = AnswerText(self._tokenizer, spec.stop, spec.sampling.min_tokens, spec.shown_tokens)
         request = Request(request_id, spec, text, Timeline(arrived=now, deadline=now + limit_s), charge, caller)
         request.trace = trace
@@ -136,21 +140,9 @@ class Dispatcher:
         if self.is_draining:
             raise Unavailable("this router is shutting down; a retry elsewhere can help")
 
-    def _displaced_by(self, tenant: Tenant) -> Request | None:
-        """Who has to leave the line so that one more of this tenant can be accepted; None: nobody. Raises Overloaded."""
-        if len(self._open) >= self._config.max_open_requests:
-            raise self._overloaded(f"{len(self._open)} requests are open (max_open_requests); a retry can help")
-        if self._open.waiting < self._config.max_waiting:
-            return None
-        displaced = self._line.displaced_by(tenant.share)
-        if displaced is None:
-            raise self._overloaded(f"{self._config.max_waiting} requests are waiting (max_waiting); a retry can help")
-        return displaced
-
-    def _overloaded(self, message: str) -> Overloaded:
-        error = Overloaded(message)
-        error.retry_after_s = self._line.retry_after_s
-        return error
+    def _limit_s(self, timeout_s: float | None) -> float:
+        """How long a request may take."""
+        return min(timeout_s or self._config.request_timeout_s, self._config.request_timeout_s)
 
     # ---- what workers say
 

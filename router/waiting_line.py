@@ -13,10 +13,11 @@ from typing import Protocol
 from protocol.outcomes import Outcome
 from router.accounting import Accounting
 from router.config import RouterConfig
+from router.pace import Pace
 from router.request import End, Request
+from router.shedding import LONGEST_RETRY_S, Prospect, ShedReason
 from router.tenants.fair_queue import FairQueue, Share
 from router.workers import Worker
-from telemetry.recent import RecentRate
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,6 @@ GONE = "the worker that had this request is gone; a retry can help"
 _NO_WORKER = "no decode worker is available; a retry can help"
 _RETURNING = 1001
 """The class of requests whose client has a part of the answer already: above every class that can be configured."""
-_LONGEST_RETRY_S = 60.0
-"""What lies further away is not known."""
 
 
 class Placed(Enum):
@@ -79,9 +78,8 @@ class WaitingLine:
         """Decode workers that somebody waits for whose turn has come. Nobody goes there before."""
         self._is_stuck = False
         """Nobody else can go, and nothing has changed since."""
-        self._drain = RecentRate()
-        self._moved_at: float | None = None
-        """When it moved last; None unless somebody has to wait for room."""
+        self._pace = Pace()
+        self._told_wait_s = 0.0
 
     def __len__(self) -> int:
         return len(self._waits)
@@ -93,8 +91,17 @@ class WaitingLine:
     @property
     def retry_after_s(self) -> float:
         """When those who wait now will have been placed, at the pace of the last ones."""
-        pace = self._drain.per_second
-        return min(_LONGEST_RETRY_S, len(self) / pace if pace else self._config.queue_timeout_s)
+        pace = self._pace.per_second(asyncio.get_running_loop().time())
+        return min(LONGEST_RETRY_S, len(self) / pace if pace else self._config.queue_timeout_s)
+
+    def prospect(self, share: Share, total_tokens: int) -> Prospect:
+        """Of one more request of that share and length, prompt and longest answer. Nobody is before it where a worker takes it
+        that nobody waits for."""
+        waiting = len(self._queue)
+        if not waiting or not self._kept or any(worker.takes(total_tokens, frozenset()) for worker in self._open_workers()):
+            return Prospect(0, 0, None)
+        pace = self._pace.per_second(asyncio.get_running_loop().time()) if self._pace.is_known else None
+        return Prospect(waiting, self._queue.before(share), pace)
 
     def displaced_by(self, share: Share) -> Request | None:
         """Who would have to leave so that one more of this share can wait; None: nobody that has less right to."""
@@ -143,16 +150,17 @@ class WaitingLine:
                 continue
             if placed is Placed.NO_ROOM:
                 self._kept.update(worker for worker in self._places.decode_workers if _takes(worker, request))
-                self._moved_at = self._moved_at or asyncio.get_running_loop().time()
+                self._pace.wait_begins(asyncio.get_running_loop().time())
                 continue
             if placed is Placed.NO_WORKER:
                 self._put_aside(request)
                 continue
             self._queue.take(request)
             self.leave(request)
-            self._note_move()
+            self._pace.taken(asyncio.get_running_loop().time())
         if not self._queue:
-            self._moved_at = None
+            self._pace.wait_ends()
+        self._tell_wait()
 
     def _next(self) -> Request | None:
         """Whose turn it is among those that could go to a worker nobody keeps."""
@@ -191,11 +199,14 @@ class WaitingLine:
         if self._is_stuck:  # it may go where those that wait already cannot
             self._is_stuck = bool(self._kept) and not any(_takes(worker, request) for worker in self._open_workers())
 
-    def _note_move(self) -> None:
-        if self._moved_at is not None:
-            now = asyncio.get_running_loop().time()
-            self._drain.add(1, now - self._moved_at)
-            self._moved_at = now
+    def _tell_wait(self) -> None:
+        """What the last one has to expect. Costs nothing while nobody waits."""
+        if not self._queue and not self._told_wait_s:
+            return
+        waiting = len(self._queue)
+        pace = self._pace.per_second(asyncio.get_running_loop().time()) if waiting else None
+        self._told_wait_s = waiting / pace if pace else 0.0
+        self._accounting.predicted_wait(self._told_wait_s)
 
     def _put_aside(self, request: Request) -> None:
         self._queue.remove(request)
@@ -210,6 +221,7 @@ class WaitingLine:
 
     def _on_queue_timeout(self, request: Request) -> None:
         message = f"no worker had room within {self._config.queue_timeout_s:g} s (queue_timeout_s); a retry can help"
+        self._accounting.shed(ShedReason.QUEUE_TIMEOUT, request.charge.tenant.name)
         self._give_up(request, End(Outcome.OVERLOADED, message, retry_after_s=self.retry_after_s))
         self.pump()
 

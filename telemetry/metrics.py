@@ -66,6 +66,15 @@ class Metrics:
         self.rejections = self._counter(
             "rejections", "Requests refused before they were accepted, by outcome or by the limit reached", ["reason", "tenant"]
         )
+        self.sheds = self._counter(
+            "sheds",
+            "Requests without capacity for them, by what said so: at the door, or once accepted (displaced, queue_timeout)",
+            ["reason", "tenant"],
+        )
+        self.predicted_wait = self._gauge(
+            "predicted_wait_seconds",
+            "What who is last in the router's own line has to expect there; 0: nobody waits, or not known",
+        )
         self.queue_length = self._gauge(
             "queue_length", "Requests in the router's own line, where tenants take turns", ["tenant"]
         )

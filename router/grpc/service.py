@@ -85,7 +85,7 @@ class ServalService(serval_pb2_grpc.ServalServicer):
             operation: Operation = "chat" if request.WhichOneof("prompt") == "chat" else "text_completion"
             trace = CallTrace(self._tracing, operation, self._model.name, context_of(_metadata(context)))
             with trace.accepting():
-                self._dispatcher.check_capacity(caller)
+                self._dispatcher.check_capacity(caller, remaining_s)
                 call = await self._grpc_admission.generate(request, session_in(_metadata(context)))
                 answers = calls.start(self._dispatcher, call, request_id, caller, remaining_s, trace.context)
         except ServalError as error:

@@ -11,6 +11,7 @@ with n classes waiting each of them gets at least one turn in `most_passes` + n.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate, islice, takewhile
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -38,6 +39,11 @@ class _Flow(Generic[Item]):
     def relative_length(self) -> float:
         return len(self.items) / self.weight
 
+    def started_by(self, tag: float) -> int:
+        """How many have start tags up to this one."""
+        starts = accumulate((cost / self.weight for cost in self.items.values()), initial=self.start)
+        return sum(1 for _ in takewhile(lambda start: start <= tag, islice(starts, len(self.items))))
+
 
 @dataclass
 class _Lane(Generic[Item]):
@@ -53,6 +59,19 @@ class _Lane(Generic[Item]):
         """Whose turn it is. Sorts the tenants of the class: they are configured, so few."""
         in_turn = sorted((flow for flow in self.flows.values() if flow.items), key=lambda flow: flow.start)
         return next((item for flow in in_turn for item in flow.items if may_go(item)), None)
+
+    def before(self, share: Share) -> int:
+        """Who would go before one more of this share: all of its own tenant, and others with no later start tags."""
+        own = self.flows.get(share.tenant)
+        if own is not None and own.items:
+            count, start = len(own.items), own.start + sum(own.items.values()) / share.weight
+        else:
+            count, start = 0, max(own.start if own is not None else 0.0, self.virtual_time)
+        return count + sum(flow.started_by(start) for name, flow in self.flows.items() if name != share.tenant)
+
+    @property
+    def length(self) -> int:
+        return sum(len(flow.items) for flow in self.flows.values())
 
     def longest(self) -> tuple[str, _Flow[Item]]:
         return max(self.flows.items(), key=lambda entry: entry[1].relative_length)
@@ -107,6 +126,16 @@ class FairQueue(Generic[Item]):
             return False
         self._drop(item, self._shares[item].priority)
         return True
+
+    def before(self, share: Share) -> int:
+        """How many of those that wait would go before one more of this share, if nobody else came. Of other classes' turns by the
+        guard whole ones are counted."""
+        lane = self._lanes.get(share.priority)
+        own = lane.before(share) if lane is not None else 0
+        higher = sum(lane.length for priority, lane in self._lanes.items() if priority > share.priority)
+        before = own + min(higher, (own + 1) * self._most_passes)
+        lower = [lane.length for priority, lane in self._lanes.items() if priority < share.priority]
+        return before + sum(min(length, before // self._most_passes) for length in lower)
 
     def displaced_by(self, share: Share) -> Item | None:
         """Who must leave so that one more request of this share can wait where no more may: the newest of the tenant that
