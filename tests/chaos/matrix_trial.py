@@ -15,6 +15,7 @@ from matrix_cells import STOP_S, Cell, Fault, Victim
 from matrix_client import Client
 from matrix_cluster import DECODE_SEQUENCES, ROUTERS, MatrixCluster
 from matrix_expected import Expected
+from matrix_judge import Asked, judge, judge_counts
 from matrix_places import is_unplugged
 from matrix_result import Trial
 from matrix_until import LOOK_PERIOD_S, until
@@ -69,11 +70,7 @@ class _Run:
         self._expected = expected
         self._draw = Random(f"{trial.cell} {trial.repeat}")
         self._lengths = iter(self._draw.sample(range(150, 230), 32))
-        self._clients: list[Client] = []
-        self._fillers: list[Client] = []
-        self._again: dict[Client, Client] = {}
-        self._hits: list[Client] = []
-        self._after: list[Client] = []
+        self._asked = Asked()
         self._counted: dict[str, tuple[int, dict[str, int]]] = {}
         """By router: its process, and the requests that it had ended before."""
         self._names: dict[str, str] = {}
@@ -98,7 +95,8 @@ class _Run:
         finally:
             self._undo()
         await self._become_whole(hit_at)
-        await self._judge(hit_at)
+        await judge(trial, self._asked, self._expected, hit_at)
+        await judge_counts(trial, self._asked, cluster, self._counted)
 
     # ---- into the state
 
@@ -107,29 +105,37 @@ class _Run:
         cluster.hold(cell.point)
         if cell.waits_in_router:
             await self._fill()
-            self._clients = [self._ask("router-0", number) for number in range(4)]
+            self._asked.clients = [self._ask("router-0", number) for number in range(4)]
             await until(self._is_in_line, NotReached("not in the router's line"), REACH_TIMEOUT_S)
-            self._hits = self._clients
+            self._asked.hits = self._asked.clients
             self.trial.victim = "router-0"
-            self.trial.evidence["before"] = {"serval_queue_length of router-0": len(self._hits)}
+            self.trial.evidence["before"] = {"serval_queue_length of router-0": len(self._asked.hits)}
         else:
-            self._clients = [self._ask(ROUTERS[number % 2], number) for number in range(4)]
-            try:
-                await until(self._is_reached, NotReached(), REACH_TIMEOUT_S)
-            except NotReached:
-                raise NotReached(f"the workers tell of {cluster.held(cell.point)}") from None
+            await self._ask_all()
             with contextlib.suppress(NotReached):
                 await until(self._are_all_there, NotReached("some are elsewhere"), COMPANY_S)
             self._choose_victim(self._told())
-        self.trial.hits = len(self._hits)
-        self.trial.bystanders = len(self._clients) + len(self._fillers) - len(self._hits)
+        self.trial.hits = len(self._asked.hits)
+        self.trial.bystanders = len(self._asked.clients) + len(self._asked.fillers) - len(self._asked.hits)
+
+    async def _ask_all(self) -> None:
+        """Returns when one has come to the state. A router that is to be hit is asked first: an engine that holds what
+        the other router asked for in its thread would keep this one's requests from the state."""
+        first = (0, 2) if self._cell.victim is Victim.ROUTER else range(4)
+        clients = {number: self._ask(ROUTERS[number % 2], number) for number in first}
+        self._asked.clients = list(clients.values())
+        try:
+            await until(self._is_reached, NotReached(), REACH_TIMEOUT_S)
+        except NotReached:
+            raise NotReached(f"the workers tell of {self._cluster.held(self._cell.point)}") from None
+        self._asked.clients += [self._ask(ROUTERS[number % 2], number) for number in range(4) if number not in clients]
 
     async def _fill(self) -> None:
         """Answers of the other router take all places at the decode workers, and router-0 has heard of it."""
         places = 2 * DECODE_SEQUENCES
-        self._fillers = [self._ask("router-1", number, FILLER_TOKENS) for number in range(places)]
+        self._asked.fillers = [self._ask("router-1", number, FILLER_TOKENS) for number in range(places)]
         full = NotReached("the decode workers are not full")
-        await until(lambda: all(filler.has_begun for filler in self._fillers), full, REACH_TIMEOUT_S)
+        await until(lambda: all(filler.has_begun for filler in self._asked.fillers), full, REACH_TIMEOUT_S)
 
         async def is_known() -> bool:
             workers = await self._cluster.workers("router-0")
@@ -139,19 +145,19 @@ class _Run:
 
     async def _is_in_line(self) -> bool:
         in_line: float = (await self._cluster.scrape("router-0")).sum("serval_queue_length")
-        return bool(in_line == len(self._clients))
+        return bool(in_line == len(self._asked.clients))
 
     def _is_reached(self) -> bool:
         return bool(self._told())
 
     def _are_all_there(self) -> bool:
-        return len(self._told()) == len(self._clients)
+        return len(self._told()) == len(self._asked.clients)
 
     def _told(self) -> dict[int, tuple[str, dict[str, Any]]]:
         """By prompt length: at which process of the victim's role a request is that is in the state, and what was told of it."""
         found = {}
         for facts in self._cluster.held(self._cell.point):
-            for client in self._clients:
+            for client in self._asked.clients:
                 if client.prompt_tokens != facts["prompt_tokens"] or not self._is_there(client, facts):
                     continue
                 involved = [facts["worker"], self._names.get(facts["peer"], "?"), client.front.router]
@@ -171,7 +177,7 @@ class _Run:
             raise NotReached(f"no longer; the workers tell of {self._cluster.held(self._cell.point)}")
         ((victim, _),) = Counter(where for where, _ in told.values()).most_common(1)
         hit = {prompt: facts for prompt, (where, facts) in told.items() if where == victim}
-        self._hits = [client for client in self._clients if client.prompt_tokens in hit]
+        self._asked.hits = [client for client in self._asked.clients if client.prompt_tokens in hit]
         self.trial.victim = victim
         self.trial.evidence["before"] = list(hit.values())
 
@@ -231,12 +237,12 @@ class _Run:
     async def _everybody_ends(self, hit_at: float) -> None:
         """A client whose router failed it asks the other one, as a client would."""
         async with asyncio.timeout(END_TIMEOUT_S):
-            await asyncio.gather(*(self._end(client) for client in [*self._clients, *self._fillers]))
+            await asyncio.gather(*(self._end(client) for client in [*self._asked.clients, *self._asked.fillers]))
 
     async def _end(self, client: Client) -> None:
         await asyncio.wait({client.done})
         if client.error is not None and self._cell.victim is Victim.ROUTER and client.front.router == self.trial.victim:
-            again = self._again[client] = Client(client.ask, self._cluster.front("router-1"), client.over_http)
+            again = self._asked.again[client] = Client(client.ask, self._cluster.front("router-1"), client.over_http)
             await asyncio.wait({again.done})
 
     async def _become_whole(self, hit_at: float) -> None:
@@ -254,56 +260,18 @@ class _Run:
 
     async def _works_again(self) -> None:
         """New requests by both routers are answered. What a fault has left in a connection shows now, not in the next trial."""
-        self._after = [self._ask(ROUTERS[number % 2], 0, AFTER_TOKENS) for number in range(AFTER)]
+        self._asked.after = [self._ask(ROUTERS[number % 2], 0, AFTER_TOKENS) for number in range(AFTER)]
         async with asyncio.timeout(END_TIMEOUT_S):
-            await asyncio.wait({client.done for client in self._after})
-        wanted = await self._expected.of([client.ask for client in self._after])
-        for client, answer in zip(self._after, wanted, strict=True):
+            await asyncio.wait({client.done for client in self._asked.after})
+        wanted = await self._expected.of([client.ask for client in self._asked.after])
+        for client, answer in zip(self._asked.after, wanted, strict=True):
             if client.finish is None:
                 self.trial.wrong.append(f"asked afterwards: {client.error}")
             self.trial.wrong += [f"asked afterwards: {wrong}" for wrong in await self._expected.differences(client, answer)]
 
-    async def _judge(self, hit_at: float) -> None:
-        trial = self.trial
-        answers = await self._expected.of([client.ask for client in [*self._clients, *self._fillers]])
-        for client, wanted in zip([*self._clients, *self._fillers], answers, strict=True):
-            is_hit = client in self._hits
-            last = self._again.get(client, client)
-            who = f"{'hit' if is_hit else 'bystander'} of {client.prompt_tokens} tokens"
-            if is_hit:
-                before = sum(at <= hit_at for at in client.heard_at)
-                if not self._cell.tokens_fit(before) or client.ended_at <= hit_at:
-                    trial.wrong.append(f"{who}: it had gone on before the fault ({before} messages)")
-                trial.outcomes[_outcome(client)] = trial.outcomes.get(_outcome(client), 0) + 1
-                trial.ended_s.append(round(client.ended_at - hit_at, 4))
-                if (heard := last.first_heard_after(hit_at)) is not None:
-                    trial.recover_s.append(round(heard - hit_at, 4))
-            if last.finish is None:
-                trial.wrong.append(f"{who}: {last.error}")
-            if client.error is not None and client.error.startswith("silent"):
-                trial.wrong.append(f"{who}: {client.error}")
-            for one in {client, last}:
-                trial.wrong += [f"{who}: {wrong}" for wrong in await self._expected.differences(one, wanted)]
-        trial.wrong += [f"leaked: {leak}" for leak in trial.leaked]
-        await self._check_counts()
-
-    async def _check_counts(self) -> None:
-        """Every request that a router accepted and lived to end is in exactly one outcome."""
-        for router, (pid, before) in self._counted.items():
-            if self._cluster.processes[router].pid != pid:
-                continue
-            everybody = [*self._clients, *self._fillers, *self._again.values(), *self._after]
-            asked = sum(client.front.router == router for client in everybody)
-            after = await self._cluster.outcomes(router)
-            ended = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
-            self.trial.evidence[f"outcomes of {router}"] = ended
-            finished = sum(client.front.router == router and client.finish is not None for client in everybody)
-            if sum(ended.values()) != asked or ended.get("length", 0) < finished:
-                self.trial.wrong.append(f"{router} counted {ended} for {asked} requests, {finished} of which finished")
-
     async def clean_up(self) -> None:
         self._cluster.let_go()
-        clients = [*self._clients, *self._fillers, *self._again.values(), *self._after]
+        clients = self._asked.everybody
         for client in clients:
             client.done.cancel()
         if clients:
@@ -315,11 +283,3 @@ async def _watch_clock(trial: Trial) -> None:
         due = time.monotonic() + LOOK_PERIOD_S
         await asyncio.sleep(LOOK_PERIOD_S)
         trial.late_s = round(max(trial.late_s, time.monotonic() - due), 3)
-
-
-def _outcome(client: Client) -> str:
-    """For the report: without what differs from run to run."""
-    if client.finish is not None:
-        return "answered"
-    assert client.error is not None
-    return "error: " + client.error.partition(":")[0]
