@@ -10,6 +10,7 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,27 +77,23 @@ def _start(leader: str, rank: int) -> "subprocess.Popen[bytes]":
 
 def run(config: ServalConfig, member: Member, leader: str, host: int) -> int:
     """Until one of them ends. The exit status: 0 when that was asked for."""
-    followers = Followers(leader, ranks_of(config.engine_of(member.role), host))
-    is_asked = False
-
-    def on_signal(*_: object) -> None:
-        nonlocal is_asked
-        is_asked = True
-        followers.ask()
-
+    asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+        signal.signal(number, lambda *_: asked.set())
+    followers = Followers(leader, ranks_of(config.engine_of(member.role), host))
     # /ready as well: work comes to the leader alone, which is ready when all that follow it are.
     probes = {"/health": followers.why_not, "/ready": followers.why_not}
     endpoint = MetricsEndpoint(Metrics(member.role, member.name), config.cluster.host, metrics_port(config, member), probes)
     try:
         while (reason := followers.why_not()) is None:
+            if asked.is_set():
+                followers.ask()
             time.sleep(POLL_S)
         logger.info("%s; the others end too", reason)
     finally:
         followers.end()
         endpoint.close()
-    return 0 if is_asked else EXIT_FAILED
+    return 0 if asked.is_set() else EXIT_FAILED
 
 
 def main() -> int:
