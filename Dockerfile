@@ -60,8 +60,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ibverbs-providers libibverbs1 librdmacm1 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build-cuda /opt/serval /opt/serval
-ENV NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# Which GPUs it sees is for whoever runs it to say (a device plugin, --gpus): a router must not see those of its machine.
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 
 
