@@ -147,7 +147,7 @@ class Flow:
         if self._sequence.output:  # an answer that goes on may have lost nothing but its end
             await self._prepare()
             if (ending := self._parts.engine.ending(self._sequence)) is not None:
-                request.link.send([request.output([], [], self._ended_by(ending))])
+                request.tell(request.output([], [], self._ended_by(ending)))
                 return
         await self._parts.hold.at(Point.DECODE_QUEUED, request.sequence.request_id, request.facts)
         await self._parts.line.enter(self._reservation.attempt)
@@ -220,7 +220,7 @@ class Flow:
         logprobs = [first.logprobs] if first.HasField("logprobs") else []
         output = request.output([first.token_id], logprobs, ended, first.prompt_logprobs)
         output.prefill_busy_s = first.busy_s
-        request.link.send([output])
+        request.tell(output)
 
     # ---- here
 
@@ -267,7 +267,7 @@ class Flow:
         request = self.request
         if not request.lifecycle.has_ended:
             request.lifecycle.advance(Event.END)
-            request.link.send([request.output([], [], request.ended(outcome, message, handed_back=handed_back))])
+            request.tell(request.output([], [], request.ended(outcome, message, handed_back=handed_back)))
 
     async def clean_up(self) -> None:
         """Gives everything back. Runs to its end whatever becomes of the request; every wait in it is bounded."""

@@ -39,6 +39,8 @@ class DecodeRequest:
     timings: cluster_pb2.Timings = field(default_factory=cluster_pb2.Timings)
     arrived_at: float = field(default_factory=time.monotonic)
     decode_started_at: float | None = None
+    is_given_up: bool = False
+    """Its router's stream is gone. What is said on a later one would be taken for another request's of that number."""
 
     def __repr__(self) -> str:
         return f"<DecodeRequest {self.request_id} {self.lifecycle.state}>"
@@ -100,6 +102,11 @@ class DecodeRequest:
         self.timings.transfer_exposed_s = max(0.0, landed.last_verified_s - first_token_at)
         self.timings.transfer_bytes = landed.bytes
         return self.timings.transfer_exposed_s
+
+    def tell(self, output: cluster_pb2.RequestOutput) -> None:
+        """Sends it to whoever asked, on the stream on which that was."""
+        if not self.is_given_up:
+            self.link.send([output])
 
     def output(
         self,

@@ -65,6 +65,7 @@ class Requests:
         if lost:
             logger.warning("router %s is gone; giving up its %d requests", link.address, len(lost))
         for flow in lost:
+            flow.request.is_given_up = True
             flow.cancel()
 
     def describe_load(self, load: cluster_pb2.LoadReport) -> None:
@@ -91,7 +92,7 @@ class Requests:
         for update in updates:
             flow = self._by_key.get(update.request_id)
             output = flow.take_update(update) if flow is not None else None
-            if flow is not None and output is not None:
+            if flow is not None and output is not None and not flow.request.is_given_up:
                 by_link[flow.request.link].append(output)
         for link, outputs in by_link.items():
             link.send(outputs)

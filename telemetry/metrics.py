@@ -207,6 +207,9 @@ class Metrics:
             "Looks at whether the engine and the transport make progress: steps made for it, writes seen, and failures",
             ["check", "result"],
         )
+        self.router_stalls = self._counter(
+            "router_stalls", "Streams to routers that were ended because more than link.outbox_max_bytes waited for them"
+        )
         self.loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop runs", TRANSFER_BUCKETS)
 
         # ---- security

@@ -23,6 +23,12 @@ class LinkConfig(BaseModel):
     reconnect_min_s: float = Field(0.1, gt=0, description="Seconds before the first new try after a stream broke.")
     reconnect_max_s: float = Field(2.0, gt=0, description="Seconds at most between tries; doubled from the minimum, jittered.")
     connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for Welcome before the stream is given up.")
+    outbox_max_bytes: int = Field(
+        32 << 20,
+        ge=1 << 16,
+        description="Bytes that may wait for a router which takes nothing; with more its stream is ended, and its requests are "
+        "given up. Ten seconds of 256 answers with 20 logprobs per token at 60 tokens per second each; without logprobs, minutes.",
+    )
     resolve_period_s: float = Field(
         2.0,
         gt=0,

@@ -53,7 +53,8 @@ class WorkerNode:
         reports = CacheReports(self._engine.kv_cache, self.spec.link.cache_report_period_s)
 
         def make_link(address: str) -> RouterLink:
-            return RouterLink(address, self._hello(), self._load, handler, self.spec.link, reports, self.spec.tls)
+            on_stalled = self._metrics.router_stalls.of().inc
+            return RouterLink(address, self._hello(), self._load, handler, self.spec.link, reports, self.spec.tls, on_stalled)
 
         self._links = RouterLinks(self.spec.routers, make_link, self.spec.link)
         self._links.start()

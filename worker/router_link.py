@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import grpc
@@ -19,6 +19,7 @@ from protocol.outcomes import Outcome
 from protocol.peer_stub import dial
 from protocol.tls import TlsIdentity
 from worker.config import LinkConfig
+from worker.outbox import Outbox
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +38,6 @@ CHANNEL_OPTIONS = (
 
 FLUSH_S = 1.0
 """For the last words at a stop. A router that does not read has lost this worker anyway."""
-
-Outbox = asyncio.Queue[cluster_pb2.FromWorker | None]
-"""Messages to one router; None: the stream has ended."""
 
 
 class OrderHandler(Protocol):
@@ -74,7 +72,9 @@ class RouterLink:
         config: LinkConfig,
         watcher: LinkWatcher | None = None,
         tls: TlsIdentity | None = None,
+        on_stalled: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_stalled` is called when a stream is ended because its router takes nothing."""
         self.address = address
         self._hello = hello
         self._load = load
@@ -82,6 +82,7 @@ class RouterLink:
         self._config = config
         self._watcher = watcher
         self._tls = tls
+        self._on_stalled = on_stalled
         self._outbox: Outbox | None = None
         self._draining = False
         self._is_stopping = asyncio.Event()
@@ -103,7 +104,7 @@ class RouterLink:
         if self._task is None:
             return
         if self._outbox is not None:
-            self._outbox.put_nowait(None)
+            self._outbox.close()
             await asyncio.wait([self._task], timeout=FLUSH_S)
         self._task.cancel()
         await asyncio.wait([self._task], timeout=2.0)
@@ -115,7 +116,7 @@ class RouterLink:
     def send_message(self, message: cluster_pb2.FromWorker) -> None:
         """Queues any message; it must not be changed afterwards."""
         if self._outbox is not None:
-            self._outbox.put_nowait(message)
+            self._outbox.put(message)
 
     def say_draining(self) -> None:
         self._draining = True
@@ -128,7 +129,7 @@ class RouterLink:
                 if await self._run_once():
                     pause_s = self._config.reconnect_min_s
             except (grpc.aio.AioRpcError, TimeoutError, ConnectionError) as error:
-                detail = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
+                detail = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error) or "given up"
                 level = logging.DEBUG if self._draining else logging.INFO  # a cluster that stops ends its router first
                 logger.log(level, "no stream to router %s: %s", self.address, detail)
             except Exception:  # a bug, and without another try the router would never see this worker again
@@ -141,36 +142,51 @@ class RouterLink:
     async def _run_once(self) -> bool:
         """One stream from dial to end. True when the router had welcomed us."""
         async with dial(self.address, "router", self._tls, CHANNEL_OPTIONS) as channel:
-            outbox: Outbox = asyncio.Queue()
-            outbox.put_nowait(cluster_pb2.FromWorker(hello=self._hello))
+            patience = asyncio.timeout(None)
+            outbox = Outbox(self._config.outbox_max_bytes, on_full=lambda: self._give_up(patience))
+            outbox.put(cluster_pb2.FromWorker(hello=self._hello))
             stub: Any = cluster_pb2_grpc.RouterLinkStub(channel)
-            call = stub.Connect(_drain(outbox))
+            call = stub.Connect(outbox.messages())
             try:
                 first = await asyncio.wait_for(call.read(), self._config.connect_timeout_s)
                 if first is grpc.aio.EOF:  # type: ignore[attr-defined]
                     raise ConnectionError(call.details() or "the router closed the stream")
                 logger.info("joined router %s", first.welcome.router.name)
-                self._outbox = outbox
-                if self._draining:
-                    self.say_draining()
-                if self._watcher is not None:
-                    self._watcher.add(self)
-                reports = asyncio.create_task(self._report(outbox))
-                try:
-                    # Only read(): a call that was read once refuses to be iterated.
-                    while (order := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-                        self._take(order)
-                finally:
-                    reports.cancel()
+                async with patience:
+                    await self._serve(call, outbox)
                 return True
             finally:
                 was_live, self._outbox = self._outbox is not None, None
                 call.cancel()
-                outbox.put_nowait(None)  # gRPC leaves the task that writes waiting for ever
+                outbox.close()  # gRPC leaves the task that writes waiting for ever
                 if was_live:
                     if self._watcher is not None:
                         self._watcher.remove(self)
                     self._handler.on_lost(self)
+
+    async def _serve(self, call: Any, outbox: Outbox) -> None:
+        """The router knows this worker: takes its orders until it ends the stream."""
+        self._outbox = outbox
+        if self._draining:
+            self.say_draining()
+        if self._watcher is not None:
+            self._watcher.add(self)
+        reports = asyncio.create_task(self._report(outbox))
+        try:
+            # Only read(): a call that was read once refuses to be iterated.
+            while (order := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+                self._take(order)
+        finally:
+            reports.cancel()
+
+    def _give_up(self, patience: asyncio.Timeout) -> None:
+        """Its requests are given up with the stream; it is dialled again, and may be better then."""
+        logger.warning(
+            "router %s takes nothing: more than %d bytes wait for it (link.outbox_max_bytes); ending its stream",
+            self.address, self._config.outbox_max_bytes,
+        )  # fmt: skip
+        self._on_stalled()
+        patience.reschedule(asyncio.get_running_loop().time())
 
     def _take(self, order: cluster_pb2.FromRouter) -> None:
         """An order that cannot be followed ends its request alone, not the stream that all of them share."""
@@ -192,10 +208,5 @@ class RouterLink:
     async def _report(self, outbox: Outbox) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             while True:
-                outbox.put_nowait(cluster_pb2.FromWorker(load=self._load()))
+                outbox.put(cluster_pb2.FromWorker(load=self._load()))
                 await asyncio.sleep(self._config.load_report_period_s)
-
-
-async def _drain(outbox: Outbox) -> AsyncIterator[cluster_pb2.FromWorker]:
-    while (message := await outbox.get()) is not None:
-        yield message

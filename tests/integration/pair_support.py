@@ -23,6 +23,8 @@ from worker.config import HealthConfig, LinkConfig
 from worker.spec import WorkerSpec
 
 WAIT_S = 20.0
+NARROW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16))
+"""What the transport itself takes before it is read: the same on every machine."""
 
 
 @dataclass
@@ -63,11 +65,17 @@ class TestRouter(cluster_pb2_grpc.RouterLinkServicer):
         self._numbers = itertools.count(1)
         self._orders: asyncio.Queue[cluster_pb2.FromRouter] = asyncio.Queue()
         self._joined = asyncio.Event()
+        self.streams = 0
+        """Of decode workers, so far."""
+        self.reads = asyncio.Event()
+        """While it is not set nothing of what workers say is taken."""
+        self.reads.set()
 
     async def Connect(self, messages: Any, context: Any) -> AsyncIterator[cluster_pb2.FromRouter]:  # noqa: N802
         hello = (await anext(aiter(messages))).hello
         self.peers[hello.peer.name] = hello.peer
         yield cluster_pb2.FromRouter(welcome=cluster_pb2.Welcome(router=cluster_pb2.Peer(name="router-0", incarnation=1)))
+        self.streams += hello.role == cluster_pb2.ROLE_DECODE
         reader = asyncio.create_task(self._read(messages))
         self._joined.set()
         try:
@@ -111,6 +119,7 @@ class TestRouter(cluster_pb2_grpc.RouterLinkServicer):
                 told = self.told[output.request]
                 told.outputs.append(output)
                 told.news.set()
+            await self.reads.wait()
 
 
 @dataclass
@@ -130,9 +139,10 @@ async def running_pair(
     decode: dict[str, Any] | None = None,
     transfer: dict[str, Any] | None = None,
     health: HealthConfig | None = None,
+    link: LinkConfig | None = None,
 ) -> AsyncIterator[Pair]:
     router = TestRouter()
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=NARROW)
     cluster_pb2_grpc.add_RouterLinkServicer_to_server(router, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
@@ -147,7 +157,7 @@ async def running_pair(
             model_dir=model_dir,
             engine=EngineConfig(**settings | (engine or {})),
             transfer=TransferConfig(**{"landing_bytes": 8 << 20} | (transfer or {})),
-            link=LinkConfig(),
+            link=link or LinkConfig(),
             health=health or HealthConfig(),
         )
 
