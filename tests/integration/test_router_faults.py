@@ -434,6 +434,24 @@ async def test_drain_refuses_new_requests_and_waits_for_the_open_ones(running: C
         await asyncio.wait_for(draining, WAIT_S)
 
 
+async def test_who_waits_in_the_line_of_a_draining_router_is_answered_also_by_a_worker_that_comes_back(folder: Path) -> None:
+    async with cluster(folder, decode_overcommit=0, worker_wait_s=WAIT_S, worker_return_s=WAIT_S) as running:
+        async with running.worker(max_sequences=1) as first:
+            asking = [asyncio.create_task(post(running, BODY)) for _ in range(3)]
+            submit = await first.next_submit()
+            await running.until(lambda: running.metrics.value("serval_queue_length") == 2)
+            draining = asyncio.create_task(running.router.drain())
+            await asyncio.sleep(0)
+            assert (await post(running, BODY)).status_code == 503, "it drains"
+            first.say_tokens(submit.request, [5])
+            first.say_ended(submit.request, "length")
+            await first.next_submit()  # the next in line has its place now, and loses it again
+        await running.until(lambda: running.metrics.value("serval_workers", pool="decode") == 0)
+        async with running.worker(answer=positional_answer(TEXT), max_sequences=1):
+            assert [(await each).status_code for each in asking] == [200] * 3
+            await asyncio.wait_for(draining, WAIT_S)
+
+
 async def test_stop_ends_what_is_left_in_an_error_event(running: Cluster) -> None:
     async with running.worker(answer=positional_answer(TEXT), hold_after=3) as only:
         asking = asyncio.create_task(post(running, STREAM))
