@@ -21,7 +21,7 @@ from pathlib import Path
 MODEL = Path(__file__).with_name("kv_landing.pml")
 
 AT_ONCE = 2
-RUN_TIMEOUT_S = 240.0
+RUN_TIMEOUT_S = 900.0
 MEMORY_MB = 1900
 """Of one run; two go at once."""
 MOST_STEPS = 20_000
