@@ -13,29 +13,25 @@ from collections.abc import Sequence
 
 import torch
 
-from kvtransfer.blocks import BlockList
 from kvtransfer.config import TransferConfig
 from kvtransfer.device import own_stream
-from kvtransfer.landing import LandingZone, SlotEvent, SlotState
+from kvtransfer.landing import SlotState
 from kvtransfer.layout import KVLayout
 from kvtransfer.lease import Lease
+from kvtransfer.lease_book import LeaseBook
 from kvtransfer.notification import MalformedNotification, WriteNotification
 from kvtransfer.pace import Pace
 from kvtransfer.pool_copy import PoolCopy
 from kvtransfer.self_check import SelfCheck
 from kvtransfer.transport import Transport, agent_name
-from kvtransfer.zones import Zones
-from protocol.errors import InvalidRequest, LeaseExpired, Overloaded, PeerGone, ServalError, TransferFailed
-from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
+from protocol.errors import LeaseExpired, PeerGone, ServalError, TransferFailed
+from protocol.ids import BlockId, Incarnation, RequestId
 from telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.01
 """Between two rounds of the janitor."""
-
-PUMP_ROUND_S = 0.05
-"""Most that one round counts as pumped: while this thread or process stood still, nothing was let in."""
 
 
 class Receiver:
@@ -58,18 +54,12 @@ class Receiver:
         self._incarnation = incarnation
         self._metrics = metrics
         self._copy = PoolCopy(layout, pool)
-        self._pool_blocks = pool.shape[1]
         self._device = pool.device
-        self._zones = Zones(layout, config.landing_bytes, pool.device)
+        self._book = LeaseBook(config, layout, pool, metrics)
         self._transport = Transport(incarnation, config)
-        self._transport.register(self._zones.current.words)
+        self._transport.register(self._book.zone.words)
         self._metadata = self._transport.metadata()
         self._self_check = SelfCheck(self._transport, config, pool.device)
-        self._lock = threading.Lock()
-        self._leases: dict[LeaseId, Lease] = {}
-        self._pumping: dict[Lease, float] = {}
-        """Seconds still to pump."""
-        self._next_lease = 1
         self._pace = Pace(config)
         self._swept_s = self._renewed_s = time.monotonic()
         self._unread: deque[tuple[str, bytes]] = deque()
@@ -91,17 +81,17 @@ class Receiver:
     @property
     def landing_address(self) -> int:
         """It changes when the zone is renewed, and so does the metadata: introduce again."""
-        return self._zones.current.address
+        return self._book.zone.address
 
     @property
     def landing_blocks(self) -> int:
         """With the barrier's, which are the last."""
-        return self._zones.current.blocks
+        return self._book.zone.blocks
 
     @property
     def max_blocks(self) -> int:
         """The most pool blocks that one lease can cover: a longer prompt cannot be received by this zone."""
-        return self._zones.current.usable_blocks // self._layout.layers
+        return self._book.max_blocks
 
     # ---- leases
 
@@ -110,66 +100,37 @@ class Receiver:
 
         Raises Overloaded when no slot is free now, InvalidRequest when none ever could be.
         """
-        if not 1 <= len(pool_blocks) <= self.max_blocks:
-            raise InvalidRequest(f"{len(pool_blocks)} KV blocks; kvtransfer.landing_bytes allows 1 to {self.max_blocks}")
-        blocks = BlockList(pool_blocks, self._pool_blocks)
-        with self._lock:
-            slot = self._zones.reserve(len(pool_blocks) * self._layout.layers)
-            if slot is None:
-                raise Overloaded("no landing slot is free")
-            lease_id = LeaseId(self._next_lease)
-            self._next_lease += 1
-            layers = self._layout.layers
-            lease = Lease(lease_id, request_id, attempt, peer, slot, layers, blocks, self._config.lease_s)
-            self._leases[lease_id] = lease
-            self._publish_states()
+        lease = self._book.reserve(request_id, attempt, peer, pool_blocks)
         self._wake.set()
         return lease
 
     def cancel(self, lease: Lease) -> None:
         """The request ended early: after this returns nothing is copied into its pool blocks. The slot waits for `release`."""
         lease.fail(TransferFailed("cancelled"))
-        with self._lock:
-            if lease.slot.state is SlotState.LEASED:
-                self._apply(lease, SlotEvent.CANCEL)
+        self._book.cancel(lease)
 
     def release(self, lease: Lease, quiesced: bool) -> None:
         """Ends a lease. quiesced: the peer said that no write of it can happen any more, so the slot is free; otherwise it is
         quarantined until a later release says quiesced, or `peer_gone`. A lease that is gone already is left alone.
         """
         lease.fail(TransferFailed("the lease was released before everything had landed"))
-        with self._lock:
-            if lease.lease_id not in self._leases or lease.slot.state is SlotState.PUMPING:
-                return
-            if quiesced:
-                self._apply(lease, SlotEvent.QUIESCED)
-            elif lease.slot.state is not SlotState.QUARANTINED:
-                self._apply(lease, SlotEvent.UNCONFIRMED, reason="unconfirmed")
+        self._book.release(lease, quiesced)
 
     def peer_gone(self, peer: Incarnation) -> None:
         """The caller has proof that the peer's process no longer exists: its slots are pumped for `pump_s`, then free."""
-        with self._lock:
-            gone = [
-                lease for lease in self._leases.values() if lease.peer == peer and lease.slot.state is not SlotState.PUMPING
-            ]
+        gone = self._book.of_peer(peer)
         for lease in gone:
             lease.fail(PeerGone(f"prefill worker {peer:016x} is gone"))
-        with self._lock:
-            for lease in gone:
-                if lease.lease_id in self._leases and lease not in self._pumping:
-                    self._apply(lease, SlotEvent.PEER_GONE)
-                    self._pumping[lease] = self._config.pump_s
+        self._book.pump(gone)
         self._wake.set()
 
     def blocks_by_state(self) -> dict[SlotState, int]:
         """Landing blocks by the state of their slot."""
-        with self._lock:
-            return self._zones.blocks_by_state()
+        return self._book.blocks_by_state()
 
     def check_integrity(self) -> None:
         """Asserts that every landing block has exactly one owner."""
-        with self._lock:
-            self._zones.check_integrity()
+        self._book.check_integrity()
 
     @property
     def is_alive(self) -> bool:
@@ -186,8 +147,7 @@ class Receiver:
         self._stopping = True
         self._wake.set()
         self._thread.join(deadline_s)
-        with self._lock:
-            self._zones.keep_mapped()
+        self._book.keep_mapped()
         return not self._thread.is_alive()
 
     # ---- the receiver thread
@@ -197,13 +157,13 @@ class Receiver:
             while not self._stopping:
                 self._step()
                 self._wait()
-        for lease in list(self._leases.values()):
+        for lease in self._book.all:
             lease.fail(TransferFailed("the receiver is closing"))
         self._transport.close()
 
     def _wait(self) -> None:
         # Quarantine may last for as long as an unreachable peer lives: it does not keep the thread busy.
-        if any(lease.slot.state is not SlotState.QUARANTINED for lease in list(self._leases.values())):
+        if any(lease.slot.state is not SlotState.QUARANTINED for lease in self._book.all):
             time.sleep(self._pace.interval_s())
         else:
             self._wake.wait(self._config.idle_poll_s)
@@ -234,7 +194,7 @@ class Receiver:
             log.warning("dropped a notification of %s: %s", sender_name, error)
             self._drop("malformed")
             return
-        lease = self._leases.get(notification.lease_id)
+        lease = self._book.get(notification.lease_id)
         reason = self._reason_to_drop(sender_name, notification, lease)
         if reason is not None:
             self._drop(reason)
@@ -292,12 +252,8 @@ class Receiver:
     def _expire_and_free(self) -> None:
         """The janitor."""
         now_s = time.monotonic()
-        ending = (SlotState.LEASED, SlotState.QUIESCING)
-        with self._lock:
-            expired = [lease for lease in self._leases.values() if now_s > lease.deadline_s and lease.slot.state in ending]
-            for lease in expired:
-                self._apply(lease, SlotEvent.EXPIRE, reason="expired")
-            self._count_pumped(min(now_s - self._swept_s, PUMP_ROUND_S))
+        expired = self._book.expire(now_s)
+        self._book.count_pumped(now_s - self._swept_s)
         self._renew_zone(now_s)
         self._swept_s = now_s
         for lease in expired:
@@ -307,51 +263,17 @@ class Receiver:
 
     def _renew_zone(self, now_s: float) -> None:
         """Where proof does not come: what waits for it is left alone for ever, with its addresses."""
-        zones, latest_s = self._zones, now_s - self._config.renew_after_s
-        with self._lock:
-            waiting = [lease for lease in self._leases.values() if lease.slot.zone is zones.current and lease.quarantined_s]
-        if zones.can_renew and self._renewed_s < latest_s and any((one.quarantined_s or now_s) < latest_s for one in waiting):
+        latest_s = now_s - self._config.renew_after_s
+        zone = self._book.next_zone(latest_s) if self._renewed_s < latest_s else None
+        if zone is not None:
             self._renewed_s = now_s
-            zone = zones.make()
             self._transport.register(zone.words)
             self._metadata = self._transport.metadata()
-            with self._lock:
-                zones.renew(zone)
+            self._book.renew(zone)
             self._metrics.kv_zones_renewed.of().inc()
             log.warning("nobody can tell whether writes to the landing zone are over; another takes its place")
-        for old in self._retire_settled():
+        for old in self._book.retire_settled():
             self._transport.unregister(old.words)
 
-    def _retire_settled(self) -> list[LandingZone]:
-        with self._lock:
-            settled = self._zones.settled()
-            for lease in [lease for lease in self._leases.values() if lease.slot.zone in settled]:
-                self._apply(lease, SlotEvent.RETIRE)
-            for zone in settled:
-                self._zones.retire(zone)
-        return settled
-
-    def _count_pumped(self, seconds: float) -> None:
-        """With the lock held."""
-        for lease in list(self._pumping):
-            self._pumping[lease] -= seconds
-            if self._pumping[lease] < 0:
-                del self._pumping[lease]
-                self._apply(lease, SlotEvent.PUMPED)
-
-    def _apply(self, lease: Lease, event: SlotEvent, reason: str | None = None) -> None:
-        """With the lock held."""
-        state = self._zones.apply(lease.slot, event)
-        if state in (SlotState.FREE, SlotState.RETIRED):
-            del self._leases[lease.lease_id]
-        lease.quarantined_s = time.monotonic() if state is SlotState.QUARANTINED else None
-        if reason is not None:
-            self._metrics.kv_slots_quarantined.of(reason=reason).inc()
-        self._publish_states()
-
-    def _publish_states(self) -> None:
-        for state, blocks in self._zones.blocks_by_state().items():
-            self._metrics.kv_landing_blocks.of(state=state).set(blocks)
-
     def __repr__(self) -> str:
-        return f"Receiver({self._incarnation:016x} {len(self._leases)} leases {self._zones.blocks_by_state()})"
+        return f"Receiver({self._incarnation:016x} {len(self._book)} leases {self._book.blocks_by_state()})"

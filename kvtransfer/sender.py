@@ -6,8 +6,7 @@ One thread owns the transport. Other threads hand it work and get futures; nothi
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import torch
@@ -16,14 +15,17 @@ from kvtransfer.blocks import BlockList
 from kvtransfer.config import TransferConfig
 from kvtransfer.connections import Connections
 from kvtransfer.device import own_stream
+from kvtransfer.fences import Fences
+from kvtransfer.inbox import Inbox
 from kvtransfer.layout import KVLayout
 from kvtransfer.pace import Pace
 from kvtransfer.peer import Peer
 from kvtransfer.quiesce import Barriers
 from kvtransfer.self_check import SelfCheck
+from kvtransfer.spent import SpentLeases
 from kvtransfer.transfer import Transfer, lease_end
 from kvtransfer.transport import Transport
-from kvtransfer.unconfirmed import LeaseKey, Unconfirmed
+from kvtransfer.unconfirmed import LeaseKey
 from kvtransfer.writer import Writer
 from protocol import cluster_pb2
 from protocol.errors import InvalidRequest, LeaseExpired, PeerGone, ServalError, TransferAborted, TransferFailed
@@ -31,9 +33,6 @@ from protocol.ids import BlockId, Incarnation, LeaseId, RequestId
 from telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
-
-REMEMBERED_LEASES = 65536
-"""So many leases that were opened or aborted are remembered: a call may come twice, and an abort may overtake its call."""
 
 
 class Sender:
@@ -59,12 +58,12 @@ class Sender:
         self._barriers = Barriers(self._transport, pool.data_ptr(), config.barrier_timeout_s)
         self._lock = threading.Lock()
         self._connections = Connections(self._transport)
+        self._fences = Fences(self._connections, self._barriers)
         self._transfers: dict[LeaseKey, Transfer] = {}
-        self._spent: OrderedDict[LeaseKey, None] = OrderedDict()
-        self._unconfirmed = Unconfirmed()
+        self._spent = SpentLeases()
         self._pace = Pace(config)
-        self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
+        self._inbox = Inbox(self._wake.set)
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="kv-sender", daemon=True)
         self._thread.start()
@@ -92,7 +91,7 @@ class Sender:
                 InvalidRequest(f"KV layouts differ: {name} has {fingerprint}, this worker {self._layout.fingerprint}")
             )
             return failed
-        return self._submit(lambda: self._add_peer(peer))
+        return self._inbox.submit(lambda: self._add_peer(peer))
 
     def open(
         self,
@@ -114,9 +113,9 @@ class Sender:
             raise PeerGone(f"decode worker {decode_incarnation:016x} has not been introduced")
         peer.check_lease(lease, len(blocks), self._layout.layers)
         with self._lock:
-            if key in self._spent or key in self._transfers or key in self._unconfirmed:
+            if key in self._spent or key in self._transfers or key in self._fences:
                 raise LeaseExpired(f"lease {lease.lease_id} was opened before or aborted")
-            self._spend(key)
+            self._spent.add(key)
             transfer = Transfer(
                 request_id=request_id,
                 attempt=attempt,
@@ -145,9 +144,8 @@ class Sender:
         answer: Future[bool] = Future()
         answer.set_running_or_notify_cancel()
         with self._lock:
-            self._spend(key)
-        self._inbox.append(lambda: self._abort(key, answer))
-        self._wake.set()
+            self._spent.add(key)
+        self._inbox.post(lambda: self._abort(key, answer))
         return answer
 
     @property
@@ -167,31 +165,6 @@ class Sender:
         self._thread.join(deadline_s)
         return not self._thread.is_alive()
 
-    def _spend(self, key: LeaseKey) -> None:
-        """With the lock held. From now on the lease cannot be opened: its slot may be another's by then."""
-        self._spent[key] = None
-        if len(self._spent) > REMEMBERED_LEASES:
-            self._spent.popitem(last=False)
-
-    def _submit(self, act: Callable[[], None]) -> "Future[None]":
-        future: Future[None] = Future()
-        future.set_running_or_notify_cancel()
-
-        def run() -> None:
-            try:
-                act()
-            except ServalError as error:
-                future.set_exception(error)
-            except Exception as error:  # one caller's, whatever it is: this thread serves all
-                log.exception("KV sender")
-                future.set_exception(TransferFailed(f"unexpected {type(error).__name__}: {error}"))
-            else:
-                future.set_result(None)
-
-        self._inbox.append(run)
-        self._wake.set()
-        return future
-
     # ---- the sender thread
 
     def _run(self) -> None:
@@ -210,8 +183,7 @@ class Sender:
         self._wake.clear()
 
     def _step(self) -> None:
-        while self._inbox:
-            self._inbox.popleft()()
+        self._inbox.run_all()
         for key, transfer in list(self._transfers.items()):
             # A peer's end, found by one of its transfers, ends the others too.
             if key in self._transfers:
@@ -261,39 +233,19 @@ class Sender:
             self._metrics.kv_transfer_failures.of(reason=type(error).__name__).inc()
         may_land = self._writer.abandon(transfer)
         if may_land:
-            self._unconfirmed.add(key, self._connections.number(transfer.peer))
+            self._fences.add(key)
         if isinstance(error, PeerGone) and self._connections.number(transfer.peer) is not None:
             self._disconnect(transfer.peer, str(error))
         if may_land:
-            self._fence(key, lambda quiesced: self._end(transfer, error, quiesced))
+            self._fences.prove(key, lambda quiesced: self._end(transfer, error, quiesced))
         else:
             self._end(transfer, error, quiesced=True)
-
-    def _fence(self, key: LeaseKey, on_end: Callable[[bool], None]) -> None:
-        """Tells whether everything written under an unconfirmed lease has landed: a barrier on the very connection it took."""
-        peer = self._connections.known(key[0])
-        number = self._connections.number(key[0])
-
-        def end(quiesced: bool) -> None:
-            if quiesced:
-                self._unconfirmed.confirm(key)
-            on_end(quiesced)
-
-        if peer is None or number is None or number != self._unconfirmed.connection_of(key):
-            end(False)
-        else:
-            self._barriers.post(peer, end)
 
     def _end(self, transfer: Transfer, error: ServalError | None, quiesced: bool) -> None:
         key = (transfer.peer, transfer.lease_id)
         self._transfers.pop(key, None)
         result = transfer.result(error, quiesced)
-        self._metrics.kv_transfer_bytes.of().inc(result.bytes)
-        self._metrics.kv_transfer_writes.of().inc(result.writes)
-        self._metrics.kv_transfer_descriptors.of().inc(result.descriptors)
-        if error is None:
-            self._metrics.kv_transfer_time.of().observe(result.seconds)
-            self._metrics.kv_transfer_exposed.of().observe(result.exposed_s)
+        self._writer.count(result)
         transfer.done.set_result(result)
         for waiter in transfer.quiesce_waiters:
             waiter.set_result(quiesced)
@@ -303,8 +255,8 @@ class Sender:
         if transfer is not None:
             transfer.quiesce_waiters.append(answer)
             self._fail(transfer, TransferAborted("aborted by the decode worker"))
-        elif key in self._unconfirmed:
-            self._fence(key, answer.set_result)
+        elif key in self._fences:
+            self._fences.prove(key, answer.set_result)
         else:
             answer.set_result(True)
 
@@ -331,8 +283,7 @@ class Sender:
 
     def _end_all(self) -> None:
         """Ends every transfer and waits, within their deadlines, for the barriers that this needs."""
-        while self._inbox:
-            self._inbox.popleft()()
+        self._inbox.run_all()
         for transfer in list(self._transfers.values()):
             self._fail(transfer, TransferFailed("the prefill worker is closing"))
         while self._barriers.any_pending:

@@ -9,7 +9,7 @@ from kvtransfer.layout import KVLayout
 from kvtransfer.notification import WriteNotification
 from kvtransfer.peer import Peer
 from kvtransfer.pool_digest import PoolDigest
-from kvtransfer.transfer import PostedWrite, Region, Transfer
+from kvtransfer.transfer import PostedWrite, Region, SendResult, Transfer
 from kvtransfer.transport import Transport
 from protocol.errors import LeaseExpired, TransferFailed
 from protocol.ids import Incarnation
@@ -73,6 +73,15 @@ class Writer:
         while transfer.in_flight:
             transfer.in_flight.pop().write.release()
         return transfer.statistics.writes != transfer.statistics.writes_done
+
+    def count(self, result: SendResult) -> None:
+        """What an ended transfer was, in the metrics."""
+        self._metrics.kv_transfer_bytes.of().inc(result.bytes)
+        self._metrics.kv_transfer_writes.of().inc(result.writes)
+        self._metrics.kv_transfer_descriptors.of().inc(result.descriptors)
+        if result.error is None:
+            self._metrics.kv_transfer_time.of().observe(result.seconds)
+            self._metrics.kv_transfer_exposed.of().observe(result.exposed_s)
 
     def _notification(self, transfer: Transfer, region: Region) -> WriteNotification:
         digests = self._digest.of_region(transfer, region)

@@ -34,7 +34,7 @@ class FuzzedPrefill(PrefillHost):
             for message in messages:
                 self.sender._transport._agent.send_notif(agent_name(peer), message)
 
-        self.sender._submit(act).result(60)
+        self.sender._inbox.submit(act).result(60)
 
     def introduce_all(self, introduction: tuple[object, ...], metadatas: list[bytes]) -> int:
         """How many were taken. Raises what is none of our errors."""

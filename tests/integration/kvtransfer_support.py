@@ -117,11 +117,11 @@ class DecodeHost:
 
     def fill_zone(self, first: int, blocks: int, value: int) -> None:
         """What a new owner of the landing blocks would do with them."""
-        self.receiver._zones.current.words[first : first + blocks] = value
+        self.receiver._book.zone.words[first : first + blocks] = value
 
     def count_changed(self, first: int, blocks: int, value: int) -> int:
         """Words of the landing blocks that are not `value`."""
-        return int((self.receiver._zones.current.words[first : first + blocks] != value).sum())
+        return int((self.receiver._book.zone.words[first : first + blocks] != value).sum())
 
     def busy(self, seconds: float) -> None:
         """Keeps the receiver thread from polling for so long."""
@@ -202,13 +202,13 @@ class PrefillHost:
                 self.sender._advance(transfer)
             self.sender._disconnect(peer, "test")
 
-        self.sender._submit(act).result(5)
+        self.sender._inbox.submit(act).result(5)
 
     def notify(self, peer: int, message: bytes) -> None:
         """A bare notification, as a stray or hostile process would send it."""
         from kvtransfer.transport import agent_name
 
-        self.sender._submit(lambda: self.sender._transport._agent.send_notif(agent_name(peer), message)).result(5)
+        self.sender._inbox.submit(lambda: self.sender._transport._agent.send_notif(agent_name(peer), message)).result(5)
 
     def metric(self, name: str, **labels: str) -> float:
         return self.metrics.value(name, **labels)

@@ -84,6 +84,7 @@ def test_what_nobody_can_confirm_is_left_alone_and_another_zone_takes_its_place(
         assert prefill.send("after", peer, after, [1, 2]).error is None
         decode.wait(lease_of(after).lease_id)
         assert decode.pool_equals([50, 60, 61], [3, 1, 2], seed=1)
+        assert decode.metric("serval_kv_landing_blocks", state="retired") == 0, "who idles shows no block that is not free"
         assert decode.release(lease_of(after).lease_id, quiesced=True) == "free"
         assert decode.free_blocks() == usable
         assert decode.metric("serval_kv_zones_renewed_total") == 1
@@ -149,7 +150,7 @@ async def test_a_prefill_worker_that_has_forgotten_a_decode_worker_is_told_again
     sender = workers.prefill._sender
     assert sender is not None
     incarnation = workers.router.peers["decode-0"].incarnation
-    forgotten = sender._submit(lambda: sender._remove_peer(incarnation, "another has its name"))
+    forgotten = sender._inbox.submit(lambda: sender._remove_peer(incarnation, "another has its name"))
     await asyncio.wait_for(asyncio.wrap_future(forgotten), 5)
     assert not await is_prefilled_elsewhere(list(range(50, 90))), "computed here, and nobody notices"
     assert await is_prefilled_elsewhere(list(range(100, 140)))

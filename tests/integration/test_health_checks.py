@@ -39,7 +39,7 @@ async def test_idle_workers_prove_themselves_and_stuck_ones_are_found(tmp_path: 
 
         sender, parts = pair.prefill._sender, pair.decode._parts
         assert sender is not None and parts is not None
-        sender._submit(lambda: assert_set(go_on))
+        sender._inbox.submit(lambda: assert_set(go_on))
         parts.engine.step = lambda: assert_set(go_on) or []  # type: ignore[method-assign]
         try:
             await until(lambda: pair.prefill.why_not_healthy and pair.decode.why_not_healthy)
