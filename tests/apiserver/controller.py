@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tests.apiserver import fields
-from tests.apiserver.resources import BUILT_IN, RAY, Object
+from tests.apiserver.resources import BUILT_IN, LEADER_WORKER_SET, RAY, Object
 from tests.apiserver.routes import is_ready
 from tests.apiserver.store import Store
 
 TICK_S = 0.02
 COMPONENT = "app.kubernetes.io/component"
+GROUP = "group-index"
 POD = next(one for one in BUILT_IN if one.kind == "Pod")
 EVENT = next(one for one in BUILT_IN if one.kind == "Event")
 DEPLOYMENT = next(one for one in BUILT_IN if one.kind == "Deployment")
@@ -76,6 +77,9 @@ class Controller:
         for workload in self.store.of_kind("Deployment"):
             if not workload["metadata"].get("deletionTimestamp"):
                 self._keep(workload)
+        for groups in self.store.of_kind("LeaderWorkerSet"):
+            if not groups["metadata"].get("deletionTimestamp"):
+                self._keep_groups(groups)
         for service in self.store.of_kind("RayService"):
             if not service["metadata"].get("deletionTimestamp"):
                 self._keep_ray(service)
@@ -186,13 +190,38 @@ class Controller:
         status |= {"readyReplicas": sum(map(is_ready, pods)), "conditions": conditions}
         self._set_status(DEPLOYMENT, workload, status)
 
+    # ---- LeaderWorkerSets
+
+    def _keep_groups(self, groups: Object) -> None:
+        """Each group's pods; a group of which one is asked to end goes as a whole, and so do those with the highest numbers."""
+        inner, replicas = groups["spec"]["leaderWorkerTemplate"], groups["spec"]["replicas"]
+        revision = {"revision": digest(inner)}
+        pods = [one for one in self.store.owned_by(groups) if one["kind"] == "Pod"]
+        whole = 0
+        for number in range(max([replicas, *(int(pod["metadata"]["labels"][GROUP]) + 1 for pod in pods)])):
+            own = [pod for pod in pods if pod["metadata"]["labels"][GROUP] == str(number)]
+            is_old = any(not revision.items() <= pod["metadata"]["labels"].items() for pod in own)
+            if number >= replicas or is_old or any(pod["metadata"].get("deletionTimestamp") for pod in own):
+                for pod in own:
+                    if not pod["metadata"].get("deletionTimestamp"):
+                        self._remove(pod)
+                continue
+            for index in range(len(own), inner["size"]):
+                template = inner["leaderTemplate" if index == 0 else "workerTemplate"]
+                self._make(groups, template, f"{groups['metadata']['name']}-{number}-{index}", revision | {GROUP: str(number)})
+            whole += len(own) == inner["size"] and all(map(is_ready, own))
+        status = {"observedGeneration": groups["metadata"]["generation"], "replicas": replicas, "conditions": []}
+        self._set_status(LEADER_WORKER_SET, groups, status | {"readyReplicas": whole, "updatedReplicas": whole})
+
     # ---- RayServices
 
     def _keep_ray(self, service: Object) -> None:
         """The head and each group's pods, as many as Serve runs replicas; its application runs when all are ready."""
         cluster = service["spec"]["rayClusterConfig"]
         groups = [("head", 1, cluster["headGroupSpec"])]
-        groups += [(one["groupName"], one["minReplicas"], one) for one in cluster["workerGroupSpecs"]]
+        groups += [
+            (one["groupName"], one["minReplicas"] * one.get("numOfHosts", 1), one) for one in cluster["workerGroupSpecs"]
+        ]
         fates = {
             component({"metadata": group["template"]["metadata"]}): self.fates.get(name, "ready") for name, _, group in groups
         }

@@ -27,6 +27,7 @@ from tests.apiserver.server import ApiServer
 KUBECONFIG = os.environ.get("SERVAL_TEST_KUBECONFIG")
 IMAGE = os.environ.get("SERVAL_TEST_IMAGE")
 PLAIN = ("--overlay", "dev-cpu", "--flavour", "plain")
+CONFIG = ("--create-namespace", *PLAIN)
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,16 @@ def need_server(cluster: Cluster) -> tuple[ApiServer, Controller]:
 def need_pods(cluster: Cluster) -> None:
     if cluster.server is None and not IMAGE:
         pytest.skip("pods must run: SERVAL_TEST_IMAGE names no image that the cluster can pull")
+
+
+def sentence(result: Result) -> str:
+    """The error: one line."""
+    lines = [line for line in result.err.splitlines() if line.startswith("serval: error: ")]
+    assert len(lines) == 1, result.err
+    return lines[0].removeprefix("serval: error: ")
+
+
+def completes(cluster: Cluster) -> None:
+    done = cluster.serval("apply", *CONFIG, "--timeout", "60")
+    assert done.status == 0, done.err
+    assert cluster.serval("diff", *PLAIN).status == 0

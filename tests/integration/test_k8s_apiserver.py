@@ -75,7 +75,29 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any
 @pytest.mark.parametrize("name", DEPENDED_ON)
 def test_it_behaves_as_a_real_one(contract: ModuleType, clients: tuple[Any, Any], name: str) -> None:
     check: Callable[[Any, Any], None] = getattr(contract, name)
-    check(*clients)
+    assert why_not(check, clients) is None
+
+
+def why_not(check: Callable[[Any, Any], None], clients: tuple[Any, Any]) -> str | None:
+    """What the check has against the server; None: nothing."""
+    from kubernetes.client import ApiException
+
+    try:
+        check(*clients)
+    except (AssertionError, ApiException) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def test_a_server_that_does_not_would_be_noticed(clients: tuple[Any, Any]) -> None:
+    def refuted(core: Any, _: Any) -> None:
+        assert core.list_namespace().items == []
+
+    def missing(core: Any, _: Any) -> None:
+        core.read_namespace("nowhere")
+
+    assert (why_not(refuted, clients) or "").startswith("AssertionError")
+    assert (why_not(missing, clients) or "").startswith("NotFoundException: (404)")
 
 
 def test_every_check_is_either_depended_on_or_not(contract: ModuleType) -> None:

@@ -162,7 +162,7 @@ def test_a_pool_is_made_smaller_by_drain_and_apply_puts_it_back(cluster: Cluster
 def test_scaling_up_is_no_drain(applied: Cluster) -> None:
     done = applied.serval("drain", "decode", "--replicas", "7")
     assert done.status == 1
-    assert "decode has 1 pods, fewer than 7: set kubernetes.decode.replicas and apply to scale up" in done.err
+    assert "decode has 1 workers, fewer than 7: set kubernetes.decode.replicas and apply to scale up" in done.err
 
 
 def test_a_named_worker_drains_and_its_pool_is_one_smaller(cluster: Cluster) -> None:
