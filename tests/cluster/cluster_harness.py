@@ -67,6 +67,8 @@ class WorkerView:
     pid: int
     address: str
     metrics_address: str
+    layout: str
+    """The fingerprint of its KV layout."""
     kv_blocks: int
 
 
@@ -170,6 +172,7 @@ class RunningCluster:
                 pid=one["pid"],
                 address=one["address"],
                 metrics_address=one["metrics_address"],
+                layout=one["layout_fingerprint"],
                 kv_blocks=one["load"]["kv_blocks_total"],
             )
             for one in listed

@@ -4,17 +4,21 @@
     PYTHONPATH=.:tests/cluster:tests/integration python tests/fuzz/fuzz.py --inputs 100000 --seed 3 --out chaos
 
 Each input must be taken or refused in words: no crash, no hang, no internal error. Afterwards the same processes are there, with
-the memory and the descriptors that they had after a first tenth, all KV blocks are free or cached, and requests are answered.
+the memory and the descriptors that they had after valid requests of every kind and a first tenth of the inputs, all KV blocks are
+free or cached, and requests are answered.
 The same seed makes the same inputs. Ends with 0 when all of it is so, 1 when not.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc
@@ -22,13 +26,26 @@ import grpc.aio
 import psutil
 from cluster_clients import Ask, grpc_client
 from cluster_harness import ClusterSpec, RunningCluster
-from fuzz_mutate import BODIES, FROM_WORKER, HEADS, PREFILL_STREAMS, PREFILL_UNARY, STREAMS, UNARY, Mutator
-from fuzz_network import Tally, fuzz_bodies, fuzz_grpc, fuzz_heads, fuzz_link
+from fuzz_mutate import (
+    BODIES,
+    FROM_WORKER,
+    GENERATE,
+    HEADS,
+    HELLO,
+    MODEL,
+    PREFILL_STREAMS,
+    PREFILL_UNARY,
+    STREAMS,
+    UNARY,
+    Mutator,
+)
+from fuzz_network import LINK, MEMBER, Tally, fuzz_bodies, fuzz_grpc, fuzz_heads, fuzz_link
 from fuzz_parsers import fuzz_by_change, fuzz_by_hypothesis
 from fuzz_transport import fuzz_metadata, fuzz_notifications
 
 from benchmarks.paired import Machine
 from engine.tiny import write_tiny_llama
+from protocol import cluster_pb2, serval_pb2
 
 SHARES = {
     "parsers by hypothesis": 0.04,
@@ -39,8 +56,14 @@ SHARES = {
 }
 CONTEXT = 64
 """Tokens: whatever a changed request asks for, its answer is short."""
-GROWN_RSS_MIB = 24.0
+GROWN_RSS_MIB = 16.0
+"""After the warm-up. 24,750 inputs that leave a KiB each would be 24."""
 GROWN_DESCRIPTORS = 8
+ENOUGH = 200
+"""Inputs of one surface, of which some must be taken."""
+WARM_UP = 600
+"""Valid requests before memory is looked at: what a process makes for the first of each kind and of each size of a batch it keeps.
+A worker that computed 500 prompts has it all (docs/reliability.md)."""
 
 
 def fuzz_spec(model: Path) -> ClusterSpec:
@@ -58,15 +81,17 @@ def fuzz_spec(model: Path) -> ClusterSpec:
 class Network:
     """All ports of one cluster. Its processes must be the same at the end."""
 
-    def __init__(self, cluster: RunningCluster, seed: int) -> None:
+    def __init__(self, cluster: RunningCluster, seed: int, warm_up: int) -> None:
         self._cluster = cluster
         self._seed = seed
+        self._warm_up = warm_up
         self.tally = Tally()
 
     async def run(self, count: int) -> dict[str, Any]:
         """Raises AssertionError for what must not be."""
         await self._cluster.assert_idle()
         pids = self._pids()
+        await self._ask_as_usual()
         await self._round(count // 10, "first")
         before = self._use()
         await self._round(count - count // 10, "rest")
@@ -80,10 +105,31 @@ class Network:
             )
         assert "internal" not in await self._cluster.outcomes(), await self._cluster.outcomes()
         assert not self.tally.wrong, "\n".join(self.tally.wrong[:20])
+        link = self.tally.answers[LINK]
+        bodies = {path: self.tally.answers[f"POST {path}"] for path in BODIES}
+        untaken = [path for path, answers in bodies.items() if answers.total() > ENOUGH and not answers["200"]]
+        assert not untaken, f"not one input was taken by {untaken}: nothing behind their first check was reached"
+        members = sum(count for answer, count in link.items() if answer.endswith(MEMBER))
+        assert members > link.total() / 2, f"few of those at the workers' stream were welcome first: {link}"
         async with grpc_client(self._cluster) as api:
             answer = await api.ask(Ask.greedy(b"still there?", 4, ignore_eos=True))
         assert len(answer.token_ids) == 4
         return {"use": {name: [before[pid][1:], [rss, fds]] for pid, (name, rss, fds) in after.items()}}
+
+    async def _ask_as_usual(self) -> None:
+        """Valid requests of every kind, with prompts of every length. What tools add to a prompt is more than CONTEXT."""
+        usual = Tally()
+        draw = Random(f"{self._seed} as usual")
+        kinds = itertools.cycle(kind for kind in GENERATE if not kind.chat.tools)
+        asks = [serval_pb2.GenerateRequest() for _ in range(self._warm_up)]
+        for ask, kind in zip(asks, kinds, strict=False):
+            ask.CopyFrom(kind)
+            if ask.HasField("token_ids"):
+                ask.token_ids.ids[:] = [draw.randrange(256) for _ in range(draw.randint(1, CONTEXT - 2))]
+        async with grpc.aio.insecure_channel(self._cluster.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            (method,) = STREAMS
+            await fuzz_grpc(channel, method, True, (ask.SerializeToString() for ask in asks), usual)
+        assert usual.answers == {method: Counter(OK=len(asks))}, (usual.answers, usual.wrong)
 
     async def _round(self, count: int, name: str) -> None:
         host, _, port = self._cluster.url.removeprefix("http://").rpartition(":")
@@ -98,11 +144,24 @@ class Network:
                 for method, corpus in (unary | streams).items():
                     await fuzz_grpc(channel, method, method in streams, make.of(corpus, share), self.tally)
         async with grpc.aio.insecure_channel(link, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            corpus = [each.SerializeToString() for each in FROM_WORKER]
-            await fuzz_link(channel, corpus[0], make.of(corpus, share), self.tally)
+            hellos = await self._hellos()
+            corpus = [cluster_pb2.FromWorker(hello=hello).SerializeToString() for hello in hellos]
+            corpus += [each.SerializeToString() for each in FROM_WORKER if each.WhichOneof("kind") != "hello"]
+            await fuzz_link(channel, hellos, make.of(corpus, share), self.tally)
         for path, bodies in BODIES.items():
             await fuzz_bodies(address, path, make.json_bodies(bodies, share), self.tally)
         await fuzz_heads(address, make.of(HEADS, 2 * share), self.tally)
+
+    async def _hellos(self) -> list[cluster_pb2.Hello]:
+        """What workers would say that belong here, by role."""
+        hellos = []
+        for worker in await self._cluster.workers():
+            hello = cluster_pb2.Hello()
+            hello.CopyFrom(HELLO)
+            hello.role = cluster_pb2.Role.Value(f"ROLE_{worker.role.upper()}")
+            hello.model, hello.layout_fingerprint, hello.kv_blocks = self._cluster.model, worker.layout, worker.kv_blocks
+            hellos.append(hello)
+        return hellos
 
     def _link_address(self) -> str:
         """The router's port that is neither HTTP's nor its clients'."""
@@ -127,9 +186,9 @@ class Network:
         return found
 
 
-def fuzz_network(count: int, seed: int, model: Path, log: Path) -> tuple[Tally, dict[str, Any]]:
+def fuzz_network(count: int, seed: int, model: Path, log: Path, warm_up: int = WARM_UP) -> tuple[Tally, dict[str, Any]]:
     cluster = RunningCluster.start(fuzz_spec(model), log)
-    network = Network(cluster, seed)
+    network = Network(cluster, seed, warm_up)
     try:
         found = asyncio.run(network.run(count))
         cluster.stop()
@@ -158,7 +217,7 @@ def run(inputs: int, seed: int, out: Path, only: str | None = None) -> int:
         print(f"{name}: {counts.get(name, 'WRONG')}, {time.monotonic() - started_s:.0f} s", flush=True)
 
     def network(count: int) -> dict[str, Any]:
-        tally, use = fuzz_network(count, seed, write_tiny_llama(out / "model", layers=2), out / "fuzz.log")
+        tally, use = fuzz_network(count, seed, write_tiny_llama(out / MODEL, layers=2), out / "fuzz.log")
         found.update(use)
         return {surface: dict(answers) for surface, answers in tally.answers.items()}
 

@@ -7,6 +7,9 @@ from random import Random
 
 from protocol import cluster_pb2, serval_pb2
 
+MODEL = "model"
+"""Served by the cluster: the name of its folder."""
+
 EDGES = (0, 1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1)
 WORDS = (
     b"null",
@@ -164,6 +167,10 @@ GENERATE = [
     serval_pb2.GenerateRequest(
         text="a", sampling=serval_pb2.Sampling(max_tokens=2, structured_output=serval_pb2.StructuredOutput(regex="[ab]+"))
     ),
+    serval_pb2.GenerateRequest(
+        chat=serval_pb2.Chat(messages=[serval_pb2.ChatMessage(role="user", content="hi")]),
+        sampling=serval_pb2.Sampling(max_tokens=2),
+    ),
 ]
 PEER = cluster_pb2.Peer(
     name="decode-7",
@@ -220,6 +227,22 @@ HELLO = cluster_pb2.Hello(
 FROM_WORKER = [
     cluster_pb2.FromWorker(hello=HELLO),
     cluster_pb2.FromWorker(load=cluster_pb2.LoadReport(running=1, kv_blocks_total=10, steps=5)),
+    cluster_pb2.FromWorker(
+        load=cluster_pb2.LoadReport(
+            running=2,
+            kv_blocks_used=3,
+            kv_blocks_total=10,
+            steps=6,
+            prefill_tokens_per_s=1e3,
+            step_s=0.01,
+            transfer_bytes_per_s=1e6,
+            avoided_prefill=[7],
+            local_prefill_max_tokens=4,
+            busy_s=2.0,
+            untold_busy_s=0.5,
+            lost_busy_s=0.1,
+        )
+    ),
     cluster_pb2.FromWorker(cache=cluster_pb2.CacheChange(reset=True, stored=[1, 2], evicted=[3])),
     cluster_pb2.FromWorker(draining=cluster_pb2.Draining()),
     cluster_pb2.FromWorker(
@@ -231,19 +254,22 @@ FROM_WORKER = [
     ),
 ]
 
-COMPLETION: dict[str, object] = {"prompt": "hello", "max_tokens": 2, "temperature": 0}
-CHAT: dict[str, object] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+COMPLETION: dict[str, object] = {"model": MODEL, "prompt": "hello", "max_tokens": 2, "temperature": 0}
+CHAT: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 BODIES: dict[str, list[dict[str, object]]] = {
     "/v1/completions": [COMPLETION, {**COMPLETION, "stream": True}, {**COMPLETION, "prompt": [1, 2, 3], "logprobs": 1}],
     "/v1/chat/completions": [CHAT, {**CHAT, "stream": True}, {**CHAT, "response_format": {"type": "json_object"}}],
-    "/v1/responses": [{"input": "hi", "max_output_tokens": 2}, {"input": CHAT["messages"], "max_output_tokens": 2}],
-    "/tokenize": [{"prompt": "hello"}, {"messages": CHAT["messages"]}],
-    "/detokenize": [{"tokens": [1, 2, 3]}],
+    "/v1/responses": [
+        {"model": MODEL, "input": "hi", "max_output_tokens": 2},
+        {"model": MODEL, "input": CHAT["messages"], "max_output_tokens": 2},
+    ],
+    "/tokenize": [{"model": MODEL, "prompt": "hello"}, {"model": MODEL, "messages": CHAT["messages"]}],
+    "/detokenize": [{"model": MODEL, "tokens": [1, 2, 3]}],
 }
 HEADS = [
-    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 36\r\n"
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 54\r\n"
     b"Authorization: Bearer sk-x\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
-    b'X-Request-Id: abc\r\nConnection: close\r\n\r\n{"prompt": "hello", "max_tokens": 2}',
+    b'X-Request-Id: abc\r\nConnection: close\r\n\r\n{"model": "model", "prompt": "hello", "max_tokens": 2}',
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     b"2\r\n{}\r\n0\r\n\r\n",
     b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",

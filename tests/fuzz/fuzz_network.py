@@ -3,15 +3,21 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from protocol import cluster_pb2
+
 ANSWER_S = 20.0
 AT_ONCE = 8
 HEAD_LIMIT = 1 << 20
+
+LINK = "/serval.cluster.v1.RouterLink/Connect"
+MEMBER = " to a member"
+"""What an answer on that stream ends with when the router had welcomed who spoke."""
 
 FINE = {
     grpc.StatusCode.OK,
@@ -77,18 +83,25 @@ async def fuzz_grpc(channel: grpc.aio.Channel, method: str, is_stream: bool, inp
     await in_turn(inputs, send)
 
 
-async def fuzz_link(channel: grpc.aio.Channel, hello: bytes, inputs: Iterable[bytes], tally: Tally) -> None:
-    """As a worker would speak to a router: each input comes on a stream of its own, every other one after a valid Hello."""
-    method = "/serval.cluster.v1.RouterLink/Connect"
-    connect = channel.stream_stream(method)
+async def fuzz_link(
+    channel: grpc.aio.Channel, hellos: Sequence[cluster_pb2.Hello], inputs: Iterable[bytes], tally: Tally
+) -> None:
+    """As workers would speak to a router: each input comes on a stream of its own, three of four after a Hello that is taken, so
+    that they are read as a member's. `hellos`: what the cluster's own workers would say."""
+    connect = channel.stream_stream(LINK)
     turn = 0
 
     async def send(data: bytes) -> None:
         nonlocal turn
         turn += 1
-        said = [hello, data] if turn % 2 else [data]
-        code = "OK"
-        is_fine = True
+        said = [data]
+        if turn % 4:
+            hello = cluster_pb2.Hello()
+            hello.CopyFrom(hellos[turn % len(hellos)])
+            # Not a name that is in use: a second stream of one name would end the first before it was read.
+            hello.peer.name, hello.peer.incarnation = f"fuzz-{turn % (4 * AT_ONCE)}", turn
+            said.insert(0, cluster_pb2.FromWorker(hello=hello).SerializeToString())
+        code, is_welcome, is_fine = "OK", False, True
 
         async def speak() -> AsyncIterator[bytes]:
             for each in said:
@@ -97,14 +110,14 @@ async def fuzz_link(channel: grpc.aio.Channel, hello: bytes, inputs: Iterable[by
         try:
             async with asyncio.timeout(ANSWER_S):
                 async for _ in connect(speak(), timeout=ANSWER_S):
-                    pass
+                    is_welcome = True
         except grpc.aio.AioRpcError as error:
             code = error.code().name
             # What this client's own library says when the stream ended while it was still writing: no word of the router's.
             is_fine = error.code() in FINE or error.details() == "Internal error from Core"
         except TimeoutError:
             code, is_fine = "hang", False
-        tally.add(method, code, is_fine, data)
+        tally.add(LINK, code + MEMBER if is_welcome else code, is_fine, data)
 
     await in_turn(inputs, send)
 
@@ -113,7 +126,7 @@ async def fuzz_bodies(address: tuple[str, int], path: str, inputs: Iterable[byte
     async def send(body: bytes) -> None:
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
         data = head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
-        answer = await _exchange(address, data)
+        answer = await _exchange(address, data, ends=False)
         status = _status(answer)
         tally.add(f"POST {path}", status, status.isdigit() and int(status) in FINE_HTTP, body)
 
@@ -124,20 +137,22 @@ async def fuzz_heads(address: tuple[str, int], inputs: Iterable[bytes], tally: T
     """Whole requests, head and body. One that is not complete may end in a closed connection."""
 
     async def send(data: bytes) -> None:
-        status = _status(await _exchange(address, data))
+        status = _status(await _exchange(address, data, ends=True))
         tally.add("HTTP heads", status, status == "closed" or (status.isdigit() and int(status) in FINE_HTTP), data)
 
     await in_turn(inputs, send)
 
 
-async def _exchange(address: tuple[str, int], data: bytes) -> bytes:
-    """All that comes back until the connection is closed; what is sent is over then. `hang` when that takes too long."""
+async def _exchange(address: tuple[str, int], data: bytes, *, ends: bool) -> bytes:
+    """All that comes back until the connection is closed; `hang` when that takes too long. `ends`: nothing can follow `data`, which
+    may be less than it says; a server may take that for a client who left."""
     writer = None
     try:
         async with asyncio.timeout(ANSWER_S):
             reader, writer = await asyncio.open_connection(*address, limit=HEAD_LIMIT)
             writer.write(data)
-            writer.write_eof()
+            if ends:
+                writer.write_eof()
             return await reader.read()
     except TimeoutError:
         return b"hang"

@@ -29,8 +29,9 @@ def test_transport() -> None:
 @pytest.mark.timeout(300)
 def test_ports(tmp_path: Path) -> None:
     from fuzz import fuzz_network
+    from fuzz_mutate import MODEL
 
     from engine.tiny import write_tiny_llama
 
-    tally, _ = fuzz_network(400, SEED, write_tiny_llama(tmp_path / "model", layers=2), tmp_path / "log")
+    tally, _ = fuzz_network(400, SEED, write_tiny_llama(tmp_path / MODEL, layers=2), tmp_path / "log", warm_up=40)
     assert tally.total > 300
