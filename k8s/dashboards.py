@@ -7,6 +7,10 @@ from k8s.promql import Queries, or_zero, series
 NOW = Queries("$__rate_interval")
 TENANT = {"tenant": "$tenant"}
 SHARES = (0.5, 0.9, 0.99)
+THERE = NOW.gauge("workers", "pool", how="max")
+WANTED = f"({NOW.gauge('pool_desired_workers', 'pool', how='max')} or {THERE})"
+WASTE = {"lost": "with workers that died", "failed": "on requests that failed", "retried": "and taken up elsewhere"}
+"""What worker time is spent on that nobody gets, by the reason of its cost."""
 
 
 def dashboards(slo: SloConfig) -> list[Dashboard]:
@@ -61,7 +65,19 @@ def serving(slo: SloConfig) -> Dashboard:
 
 def pools() -> Dashboard:
     load = [
-        Panel("Live workers", "short", [Target(NOW.gauge("workers", "pool", how="max"), "{{pool}}")], kind="stat"),
+        Panel("Live workers", "short", [Target(THERE, "{{pool}}")], kind="stat"),
+        Panel(
+            "Workers: wanted and there",
+            "short",
+            [Target(WANTED, "{{pool}} wanted"), Target(THERE, "{{pool}} there")],
+            "Where pools scale, what was last decided; elsewhere a pool wants what it has.",
+        ),
+        Panel(
+            "Pool busy",
+            "percentunit",
+            [Target(f"{NOW.rate('pool_busy_seconds', 'pool', how='max')} / {THERE}", "{{pool}}")],
+            "Share of its workers' time in which they compute, of those that are there at all.",
+        ),
         Panel("Being computed", "short", [Target(NOW.gauge("num_requests_running", "role"), "{{role}}")]),
         Panel(
             "Waiting",
@@ -149,6 +165,14 @@ def cost() -> Dashboard:
             stacked=True,
         ),
         Panel("Of that idle, by pool", "currencyUSD", [Target(_hourly(idle), "{{pool}}")], stacked=True),
+        Panel("Idle, of what is paid", "percentunit", [Target(f"{idle} / {by_pool}", "{{pool}}")]),
+        Panel(
+            "Paid beyond what is wanted, per hour",
+            "currencyUSD",
+            [Target(f"clamp_min({THERE} - {WANTED}, 0) * {price}", "{{pool}}")],
+            "Workers that a pool has and its scaling does not want: what slow shrinking costs.",
+            stacked=True,
+        ),
         Panel("One worker's price per hour", "currencyUSD", [Target(price, "{{pool}}")]),
         Panel(
             "Per million answer tokens",
@@ -169,6 +193,12 @@ def cost() -> Dashboard:
         Panel("By tenant, per hour", "currencyUSD", [Target(_hourly(NOW.rate("cost_dollars", "tenant")), "{{tenant}}")]),
         Panel(
             "By what came of it, per hour", "currencyUSD", [Target(_hourly(NOW.rate("cost_dollars", "reason")), "{{reason}}")]
+        ),
+        Panel(
+            "Spent for nothing, per hour",
+            "currencyUSD",
+            [Target(or_zero(_hourly(NOW.rate("cost_dollars", reason=reason))), what) for reason, what in WASTE.items()],
+            stacked=True,
         ),
         Panel(
             "Lost on retries and failures",

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from k8s.config import SloConfig
-from k8s.dashboards import dashboards
+from k8s.dashboards import WASTE, dashboards
 from k8s.promql import Queries, UnknownMetric, series
 from k8s.rules import groups
 from protocol.errors import ConfigError
+from router.accounting import Spent
 from telemetry.catalogue import catalogue
 from tests.unit.k8s.k8s_support import all_objects, deployment, of_kind
 
@@ -181,3 +182,7 @@ def test_the_error_budget_alert_fires_in_an_overload_and_clears_after(rules: Pat
     content = {"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": [test]}
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     assert promtool("test", "rules", str(file)) == ""
+
+
+def test_every_way_to_waste_has_a_line() -> None:
+    assert WASTE.keys() == {one.value for one in Spent} - {Spent.SERVED}
