@@ -14,13 +14,13 @@ AVX512-BF16 and AMX, all products of one step of SmolLM2-135M, milliseconds:
 Decode steps in bfloat16 on one thread are computed in engine/native/ where the machine can: 28 to 33 for 1 to 16 tokens. FBGEMM's
 float16 kernels came out at 42 and 51 ms for 1 and 8 tokens.
 
-oneDNN writes machine code for every number of tokens that it meets: 3 to 8 ms and half a MiB for each product's shape, kept for
-the last thousand or more of them. So the packed product is given few numbers of tokens, and what is missing is filled up with
-zeros. Measured with the four products of a SmolLM2 layer and 1,500 numbers drawn from 1 to 512, one core:
+oneDNN writes machine code for every number of tokens that it meets: 3 to 8 ms and about half a MiB for each product's shape, kept
+for the last thousand or more of them. So the packed product is given few numbers of tokens, and what is missing is filled up with
+zeros. Measured with the four products of a SmolLM2 layer and 1,500 numbers drawn from 1 to 512, seconds of CPU for each 500:
 
                                  bfloat16                    float32
-    the numbers as they come     877 MiB, 7.3 to 8.1 s       968 MiB, 12.4 to 13.5 s for each 500
-    few (39 of the 512)          103 MiB, 2.4 to 3.1 s       103 MiB,  9.7 to 11.2 s
+    the numbers as they come     877 MiB, 7.3 to 8.1 s       968 MiB, 12.4 to 13.5 s
+    56 of the 512                146 MiB, 2.3 to 3.0 s       146 MiB, 11.5 to 14.0 s
 """
 
 from collections.abc import Callable
