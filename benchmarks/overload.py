@@ -1,10 +1,11 @@
 """What more load than a cluster can take does to it: goodput at half, one, two and four times its capacity, and afterwards.
 
 Two clusters (a router, a prefill and a decode worker each), alike but for what refuses requests at the door: the predicted wait, as
-by default, or the line's length alone. What a closed loop gets answered by the first is the capacity. Then each is offered, in an
-open loop with Poisson arrivals, shares and multiples of it; the last overload is followed by half the capacity without a pause.
+by default, or the line's length alone. What a closed loop gets answered is the capacity; it is measured again before each stretch
+of load, so that a machine that becomes slower or faster meanwhile moves it along. Then shares and multiples of it are offered, in
+an open loop with Poisson arrivals; the last overload is followed by half the capacity without a pause.
 
-The objective follows from the closed loop too: a first token within what may be waited and twice the 90th percentile that it had
+The objective follows from the first closed loop: a first token within what may be waited and twice the 90th percentile that it had
 there, and half of its median speed.
 
     python -m benchmarks.overload --seconds 20 --json FILE
@@ -26,13 +27,15 @@ from benchmarks.cluster import Cluster, Place, read_settings, vocabulary_size
 from benchmarks.completions import Answer, CompletionRequest, complete
 from benchmarks.errors import NotMeasured
 from benchmarks.measurement import JsonFile, Measurement, ModelFolder, Settings
-from benchmarks.overload_report import Ask, Objective, OverloadReport, Phase, Shedding, Side, render
+from benchmarks.overload_report import Ask, Objective, OverloadReport, Phase, Shedding, Side, is_refusal, render
 from benchmarks.quantiles import median, percentile
 from benchmarks.scrape import Scraper, by_label, increase
 from benchmarks.terminal import progress_bar
 from benchmarks.workload import poisson_arrivals_s, token_prompt
 
 ANSWER_TIMEOUT_S = 120.0
+REFUSED_PAUSE_S = 0.1
+"""In a closed loop, of a client that was refused."""
 STRETCHES: tuple[tuple[float, ...], ...] = ((0.5,), (1.0,), (2.0,), (4.0, 0.5))
 """Multiples of the capacity. Within a stretch there is no pause; between two the cluster comes to rest."""
 
@@ -93,7 +96,6 @@ def run(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         longest_wait_s=longest_wait,
-        capacity=found[0].requests_per_s,
         objective=found[0].objective,
         window_s=window,
         sides=sides,
@@ -117,7 +119,9 @@ async def _measure(
             phases: list[Phase] = []
             sides.append(Side(shedding=shedding, phases=phases))
             for factors in STRETCHES:
-                sides[-1] = Side(shedding=shedding, phases=[*sides[-1].phases, *await load.offer(factors, found[0])])
+                sides[-1] = Side(
+                    shedding=shedding, phases=[*sides[-1].phases, *await load.offer(factors, await load.closed_loop())]
+                )
                 bar.advance(task, len(factors))
 
 
@@ -138,24 +142,26 @@ class _Load:
 
     async def closed_loop(self) -> Capacity:
         """As many at a time as are sent to the decode worker; the first third of the time only warms up."""
-        begun = time.perf_counter()
-        until = begun + 1.5 * self._plan.seconds
+        begun, counted_s = time.perf_counter(), self._plan.seconds / 2
+        until = begun + 1.5 * counted_s
         answers: list[Answer] = []
 
         async def user() -> None:
             while time.perf_counter() < until:
                 answers.append(await complete(self._cluster.url, self._request(), ANSWER_TIMEOUT_S))
+                if is_refusal(answers[-1].error):
+                    await asyncio.sleep(REFUSED_PAUSE_S)
 
         await asyncio.gather(*(user() for _ in range(self._plan.sequences + self._plan.overcommit)))
-        counted = [answer for answer in answers if answer.ended_s and begun + self._plan.seconds / 2 <= answer.ended_s <= until]
+        counted = [answer for answer in answers if answer.ended_s and begun + counted_s / 2 <= answer.ended_s <= until]
         speeds = [speed for answer in counted if (speed := answer.tokens_per_second)]
-        failed = [answer.error for answer in answers if answer.error is not None]
+        failed = [answer.error for answer in answers if answer.error is not None and not is_refusal(answer.error)]
         if failed or not speeds:
             problem = failed[0] if failed else "nothing was answered in time; try more --seconds"
             raise NotMeasured(f"{self._cluster.name}: {problem}")
         first_s = percentile([answer.time_to_first_token_s for answer in counted], 90)
         objective = Objective(ttft_s=self._plan.longest_wait_s + 2 * first_s, tokens_per_second=median(speeds) / 2)
-        return Capacity(len(counted) / self._plan.seconds, objective)
+        return Capacity(len(counted) / counted_s, objective)
 
     async def offer(self, factors: Sequence[float], capacity: Capacity) -> list[Phase]:
         """One stretch, from its first request to its last answer."""
@@ -170,7 +176,14 @@ class _Load:
             await asyncio.gather(*tasks)
         sheds = by_label(increase(before, await self._read()), "serval_sheds_total", "reason")
         return [
-            Phase(factor=factor, seconds=plan.seconds, is_after=number > 0, asks=[task.result() for task in tasks], sheds=sheds)
+            Phase(
+                factor=factor,
+                capacity=capacity.requests_per_s,
+                seconds=plan.seconds,
+                is_after=number > 0,
+                asks=[task.result() for task in tasks],
+                sheds=sheds,
+            )
             for number, (factor, tasks) in enumerate(zip(factors, asked, strict=True))
         ]
 

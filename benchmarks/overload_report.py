@@ -49,7 +49,7 @@ class Ask(BaseModel):
 
     @property
     def is_refused(self) -> bool:
-        return self.error is not None and self.error.startswith(("HTTP 503", "HTTP 429"))
+        return is_refusal(self.error)
 
 
 class Phase(BaseModel):
@@ -58,6 +58,8 @@ class Phase(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     factor: float
+    capacity: float
+    """Requests per second that a closed loop got answered just before."""
     seconds: float
     is_after: bool
     asks: list[Ask]
@@ -67,6 +69,10 @@ class Phase(BaseModel):
     def goodput(self, objective: Objective) -> float:
         """Requests within the objective, per second."""
         return sum(ask.is_good(objective) for ask in self.asks) / self.seconds
+
+    def share(self, objective: Objective) -> float:
+        """Goodput by the capacity at that time."""
+        return self.goodput(objective) / self.capacity
 
     @property
     def refusal_s(self) -> list[float]:
@@ -101,18 +107,16 @@ class OverloadReport(BaseModel):
     input_tokens: int
     output_tokens: int
     longest_wait_s: float
-    capacity: float
-    """Requests per second that a closed loop got answered."""
     objective: Objective
     window_s: float
     sides: list[Side]
 
     def goodput_ratio(self, side: Side, factor: float) -> float | None:
-        """Of goodput at `factor` times the capacity over that at the capacity."""
+        """Of goodput at `factor` times the capacity over that at the capacity, each as a share of the capacity at its time."""
         over, base = side.of(factor), side.of(1.0)
         if over is None or base is None or not base.goodput(self.objective):
             return None
-        return over.goodput(self.objective) / base.goodput(self.objective)
+        return over.share(self.objective) / base.share(self.objective)
 
     def verdicts(self) -> list[Verdict]:
         """Of shedding as it is by default."""
@@ -134,11 +138,16 @@ class OverloadReport(BaseModel):
         ]
 
 
+def is_refusal(error: str | None) -> bool:
+    """The kinds that benchmarks/completions.py gives to what the door says."""
+    return error is not None and error.startswith(("HTTP 503", "HTTP 429"))
+
+
 def render(report: OverloadReport) -> RenderableType:
     """For a terminal."""
     objective = report.objective
     title = (
-        f"capacity {report.capacity:.2f} requests/s of {report.input_tokens} + {report.output_tokens} tokens; first token"
+        f"requests of {report.input_tokens} + {report.output_tokens} tokens; first token"
         f" within {objective.ttft_s:.2f} s, {objective.tokens_per_second:.1f} tokens/s; {report.longest_wait_s:g} s may be waited"
     )
     tables = [_table(report, side) for side in report.sides]
@@ -146,9 +155,9 @@ def render(report: OverloadReport) -> RenderableType:
 
 
 def _table(report: OverloadReport, side: Side) -> Table:
-    table = Table(title=f"shedding: {side.shedding}")
-    columns = ("offered", "asked", "goodput/s", "/ at 1x", "answered", "not answered", "TTFT p50, p99 s", "refusal p50, p99 ms")
-    for column in (*columns, "late p99 ms", "sheds"):
+    table = Table(title=f"shedding: {side.shedding} (TTFT, refusal: p50, p99)")
+    columns = ("offered", "capacity/s", "asked", "goodput/s", "/ capacity", "/ at 1x", "answered", "not answered")
+    for column in (*columns, "TTFT s", "refusal ms", "late p99 ms", "sheds"):
         table.add_column(column, justify="right")
     for phase in side.phases:
         answered = [ask.ttft_s for ask in phase.asks if ask.error is None and ask.ttft_s is not None]
@@ -157,8 +166,10 @@ def _table(report: OverloadReport, side: Side) -> Table:
         after = f", recovered after {recovered:g} s" if recovered is not None else ", not recovered" if phase.is_after else ""
         table.add_row(
             f"{phase.factor:g}x{after}",
+            f"{phase.capacity:.2f}",
             str(len(phase.asks)),
             f"{phase.goodput(report.objective):.2f}",
+            f"{phase.share(report.objective):.2f}",
             "-" if ratio is None else f"{ratio:.2f}",
             str(len(answered)),
             ", ".join(f"{count} {error}" for error, count in _errors(phase.asks)) or "0",

@@ -25,7 +25,7 @@ def refused(due_s: float) -> Ask:
 
 
 def phase(factor: float, asks: list[Ask], *, is_after: bool = False) -> Phase:
-    return Phase(factor=factor, seconds=10.0, is_after=is_after, asks=asks, sheds={"predicted_wait": 1.0})
+    return Phase(factor=factor, capacity=1.0, seconds=10.0, is_after=is_after, asks=asks, sheds={"predicted_wait": 1.0})
 
 
 def report(*phases: Phase) -> OverloadReport:
@@ -34,7 +34,6 @@ def report(*phases: Phase) -> OverloadReport:
         input_tokens=8,
         output_tokens=2,
         longest_wait_s=1.0,
-        capacity=1.0,
         objective=OBJECTIVE,
         window_s=2.0,
         sides=[Side(shedding="predicted_wait", phases=list(phases))],
