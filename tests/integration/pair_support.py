@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,11 +124,46 @@ class TestRouter(cluster_pb2_grpc.RouterLinkServicer):
 
 @dataclass
 class Pair:
+    """`make_prefill` and `make_decode` give a worker with another incarnation, on the port asked for."""
+
     router: TestRouter
-    prefill: PrefillWorker
-    decode: DecodeWorker
-    prefill_metrics: Metrics
-    decode_metrics: Metrics
+    make_prefill: Callable[[Metrics, int], PrefillWorker]
+    make_decode: Callable[[Metrics, int], DecodeWorker]
+
+    async def start(self) -> None:
+        await self._start_prefill(0)
+        await self._start_decode(0)
+        await self.router.until_joined("prefill-0", "decode-0")
+
+    async def stop(self) -> None:
+        await self.decode.stop(5)
+        await self.prefill.stop(5)
+
+    async def replace_prefill(self) -> None:
+        """Cuts it short, whatever it has in hand; another takes its place at its address."""
+        port = self._forget("prefill-0")
+        await self.prefill.stop(0)
+        await self._start_prefill(port)
+        await self.router.until_joined("prefill-0")
+
+    async def replace_decode(self) -> None:
+        port = self._forget("decode-0")
+        await self.decode.stop(0)
+        await self._start_decode(port)
+        await self.router.until_joined("decode-0")
+
+    def _forget(self, name: str) -> int:
+        return int(self.router.peers.pop(name).address.rpartition(":")[2])
+
+    async def _start_prefill(self, port: int) -> None:
+        self.prefill_metrics = Metrics("prefill", "prefill-0")
+        self.prefill = self.make_prefill(self.prefill_metrics, port)
+        await self.prefill.start()
+
+    async def _start_decode(self, port: int) -> None:
+        self.decode_metrics = Metrics("decode", "decode-0")
+        self.decode = self.make_decode(self.decode_metrics, port)
+        await self.decode.start()
 
 
 @contextlib.asynccontextmanager
@@ -136,11 +171,13 @@ async def running_pair(
     model_dir: Path,
     *,
     engine: dict[str, Any] | None = None,
+    prefill_engine: dict[str, Any] | None = None,
     decode: dict[str, Any] | None = None,
     transfer: dict[str, Any] | None = None,
     health: HealthConfig | None = None,
     link: LinkConfig | None = None,
 ) -> AsyncIterator[Pair]:
+    """`prefill_engine`: what is other there."""
     router = TestRouter()
     server = grpc.aio.server(options=NARROW)
     cluster_pb2_grpc.add_RouterLinkServicer_to_server(router, server)
@@ -148,28 +185,30 @@ async def running_pair(
     await server.start()
     settings = {"dtype": "float32", "device": "cpu", "threads": 1, "kv_memory_bytes": 8 << 20, "check_integrity": True}
 
-    def spec(name: str) -> WorkerSpec:
+    def spec(name: str, port: int, own: dict[str, Any]) -> WorkerSpec:
         return WorkerSpec(
             name=name,
             host="127.0.0.1",
+            port=port,
             routers=(address,),
             model="tiny",
             model_dir=model_dir,
-            engine=EngineConfig(**settings | (engine or {})),
+            engine=EngineConfig(**settings | (engine or {}) | own),
             transfer=TransferConfig(**{"landing_bytes": 8 << 20} | (transfer or {})),
             link=link or LinkConfig(),
             health=health or HealthConfig(),
         )
 
-    prefill_metrics, decode_metrics = Metrics("prefill", "prefill-0"), Metrics("decode", "decode-0")
-    prefill_worker = PrefillWorker(spec("prefill-0"), PrefillConfig(), prefill_metrics)
-    decode_worker = DecodeWorker(spec("decode-0"), DecodeConfig(**decode or {}), decode_metrics)
+    def make_prefill(metrics: Metrics, port: int) -> PrefillWorker:
+        return PrefillWorker(spec("prefill-0", port, prefill_engine or {}), PrefillConfig(), metrics)
+
+    def make_decode(metrics: Metrics, port: int) -> DecodeWorker:
+        return DecodeWorker(spec("decode-0", port, {}), DecodeConfig(**decode or {}), metrics)
+
+    pair = Pair(router, make_prefill, make_decode)
     try:
-        await prefill_worker.start()
-        await decode_worker.start()
-        await router.until_joined("prefill-0", "decode-0")
-        yield Pair(router, prefill_worker, decode_worker, prefill_metrics, decode_metrics)
+        await pair.start()
+        yield pair
     finally:
-        await decode_worker.stop(5)
-        await prefill_worker.stop(5)
+        await pair.stop()
         await server.stop(1)
