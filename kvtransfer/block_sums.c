@@ -1,8 +1,11 @@
 /* The block sums of kvtransfer/digest.py in one pass over the words. The compiler vectorises; which of the versions runs is chosen
- * when the library is loaded, so that a cache folder that several machines share serves them all. */
+ * when the library is loaded, so that a cache folder that several machines share serves them all.
+ *
+ * Block i of a call lies in row rows[i], or, where rows is NULL, in row first + i. */
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__x86_64__)
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("default", "avx2", "arch=skylake-avx512")))
@@ -18,11 +21,24 @@ static uint64_t block_sum(const uint64_t *words, const uint64_t *keys, int64_t c
     return sum;
 }
 
-/* sums[i] is that of row rows[i], or, where rows is NULL, of row first + i. */
-void serval_block_sums(const uint64_t *words, int64_t block_words, const int64_t *rows, int64_t first, int64_t count,
+static int64_t row_of(const int64_t *rows, int64_t first, int64_t i) { return rows == NULL ? first + i : rows[i]; }
+
+void serval_sum_blocks(const uint64_t *words, const int64_t *rows, int64_t first, int64_t count, int64_t block_words,
                        const uint64_t *keys, uint64_t *sums) {
+    for (int64_t i = 0; i < count; i++)
+        sums[i] = block_sum(words + row_of(rows, first, i) * block_words, keys, block_words);
+}
+
+/* Copies blocks and sums the copy of each while it is in the first cache. */
+void serval_copy_blocks(const uint64_t *source, const int64_t *source_rows, int64_t source_first, uint64_t *words,
+                        const int64_t *rows, int64_t first, int64_t count, int64_t block_words, const uint64_t *keys,
+                        uint64_t *sums) {
     for (int64_t i = 0; i < count; i++) {
-        int64_t row = rows == NULL ? first + i : rows[i];
-        sums[i] = block_sum(words + row * block_words, keys, block_words);
+        uint64_t *copy = words + row_of(rows, first, i) * block_words;
+        memcpy(copy, source + row_of(source_rows, source_first, i) * block_words, (size_t)block_words * sizeof *copy);
+        /* What is summed must be read from the copy: the source is memory that a peer can still write to. */
+        __asm__ volatile("" ::: "memory");
+        if (sums != NULL)
+            sums[i] = block_sum(copy, keys, block_words);
     }
 }

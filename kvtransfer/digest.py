@@ -32,8 +32,8 @@ class BlockDigest:
         """The blocks that are worked on at once."""
         self._word_keys = _keys(block_words, seed=1).to(device)
         self._position_keys = _keys(1024, seed=2).to(device)
-        self.block_sums = block_sums(self._word_keys, self.chunk_blocks)
-        """(words, rows, out): at most `chunk_blocks` at once."""
+        self.blocks = block_sums(self._word_keys, self.chunk_blocks)
+        """At most `chunk_blocks` at once."""
 
     def combine(self, sums: torch.Tensor, first_position: int) -> list[int]:
         """The digest of each layer, in [0, 2^64): `sums [layers, blocks]`, the first block at `first_position` of its request.

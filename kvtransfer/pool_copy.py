@@ -1,4 +1,4 @@
-"""Copies landed layers into the pool and digests the copy, piece by piece while a piece is in the processor's cache."""
+"""Copies landed layers into the pool and digests the copy while it is in the processor's cache."""
 
 from collections.abc import Callable
 
@@ -39,16 +39,9 @@ class PoolCopy:
             with lease.copying:
                 if not lease.is_open:
                     return None
-                self._copy_piece(landing[source.piece(piece.start, piece.stop)], rows)
-                if verify:
-                    self._digest.block_sums(self._words, rows, sums[piece])
+                landed = source.piece(piece.start, piece.stop)
+                self._digest.blocks.copy(landing, landed, self._words, rows, sums[piece] if verify else None)
                 wait_for_stream(landing.device)
             between_pieces()
         shape = (notification.layers, notification.blocks)
         return self._digest.combine(sums.view(shape), notification.first_block) if verify else []
-
-    def _copy_piece(self, landed: torch.Tensor, target: slice | torch.Tensor) -> None:
-        if isinstance(target, slice):
-            self._words[target].copy_(landed)
-        else:
-            self._words.index_copy_(0, target, landed)

@@ -35,5 +35,5 @@ class PoolDigest:
         sums = torch.empty(len(rows), dtype=torch.int64, device=self._words.device)
         for begin in range(0, len(rows), self._digest.chunk_blocks):
             piece = slice(begin, min(len(rows), begin + self._digest.chunk_blocks))
-            self._digest.block_sums(self._words, rows.piece(piece.start, piece.stop), sums[piece])
+            self._digest.blocks.sum(self._words, rows.piece(piece.start, piece.stop), sums[piece])
         return self._digest.combine(sums.view(region.layers, region.blocks), region.first_block)

@@ -39,7 +39,7 @@ def digest_of(words: torch.Tensor, blocks: list[int], first_position: int = 0) -
     sums = torch.empty(len(blocks), dtype=torch.int64)
     for begin in range(0, len(blocks), digest.chunk_blocks):
         piece = slice(begin, begin + digest.chunk_blocks)
-        digest.block_sums(words, torch.tensor(blocks[piece]), sums[piece])
+        digest.blocks.sum(words, torch.tensor(blocks[piece]), sums[piece])
     return digest.combine(sums.view(1, -1), first_position)[0]
 
 
@@ -112,12 +112,34 @@ def test_slices_and_layers_give_the_same() -> None:
     words = pool_of(5, blocks=200)
     digest = BlockDigest(WORDS, CPU)
     sums = torch.empty(200, dtype=torch.int64)
-    digest.block_sums(words, slice(0, 200), sums)
+    digest.blocks.sum(words, slice(0, 200), sums)
     assert digest.combine(sums.view(2, 100), 7) == [
         digest_of(words, list(range(100)), 7),
         digest_of(words, list(range(100, 200)), 7),
     ]
     assert BlockDigest(CPU_CHUNK_WORDS // 4, CPU).chunk_blocks == 4
+
+
+@given(st.integers(0, 1000), st.permutations(range(16)), st.permutations(range(16)), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_a_copy_is_where_it_should_be_and_has_the_digest_of_its_source(
+    seed: int, source_order: list[int], order: list[int], verify: bool
+) -> None:
+    source, digest, sums = pool_of(seed), BlockDigest(WORDS, CPU), torch.zeros(16, dtype=torch.int64)
+    rows = {"source": torch.tensor(source_order), "target": torch.tensor(order)}
+    for source_rows in (rows["source"], slice(2, 9)):
+        for target_rows in (rows["target"], slice(4, 11)):
+            target, count = torch.zeros_like(source), 16
+            if isinstance(source_rows, slice) or isinstance(target_rows, slice):
+                count = 7
+            chosen = [each if isinstance(each, slice) else each[:count] for each in (source_rows, target_rows)]
+            digest.blocks.copy(source, chosen[0], target, chosen[1], sums[:count] if verify else None)
+            assert torch.equal(target[chosen[1]], source[chosen[0]])
+            assert int(target.any(1).sum()) == count, "nothing else was written"
+            if verify:
+                expected = torch.empty(count, dtype=torch.int64)
+                digest.blocks.sum(source, chosen[0], expected)
+                assert torch.equal(sums[:count], expected)
 
 
 @pytest.mark.parametrize("compiler", [None, "/bin/false", "/bin/true"])
