@@ -50,10 +50,11 @@ def prompt(seed: int, length: int = 40) -> list[int]:
     return [(31 * seed + 7 * step + step * step) % 256 for step in range(length)]
 
 
-def held(pair: Pair) -> tuple[float, float]:
-    """KV blocks at prefill, and at decode."""
-    found = [metrics.value("serval_kv_blocks", state="held") for metrics in (pair.prefill_metrics, pair.decode_metrics)]
-    return found[0], found[1]
+def held(pair: Pair) -> tuple[int, int]:
+    """KV blocks at prefill, and at decode: now, where the metrics say what they were at the last step."""
+    jobs, parts = pair.prefill._jobs, pair.decode._parts
+    assert jobs is not None and parts is not None
+    return jobs._engine.kv_cache.num_held, parts.engine.kv_cache.num_held
 
 
 async def until_idle(pair: Pair, timeout_s: float = SOON_S) -> None:
