@@ -212,8 +212,8 @@ def run(inputs: int, seed: int, out: Path, only: str | None = None) -> int:
         started_s = time.monotonic()
         try:
             counts[name] = act(round(inputs * SHARES[name]))
-        except AssertionError as error:
-            found["wrong"].append(f"{name}: {str(error)[:3000]}")
+        except Exception as error:  # whatever it is, the other parts are worth running and the report worth writing
+            found["wrong"].append(f"{name}: {type(error).__name__}: {str(error)[:3000]}")
         print(f"{name}: {counts.get(name, 'WRONG')}, {time.monotonic() - started_s:.0f} s", flush=True)
 
     def network(count: int) -> dict[str, Any]:
