@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Annotated, Any, get_args
@@ -26,6 +26,7 @@ import typer
 from benchmarks.cluster import Cluster, Place, read_settings, vocabulary_size
 from benchmarks.completions import Answer, CompletionRequest, complete
 from benchmarks.errors import NotMeasured
+from benchmarks.limited_cluster import LimitedCluster
 from benchmarks.measurement import JsonFile, Measurement, ModelFolder, Settings
 from benchmarks.overload_report import Ask, Objective, OverloadReport, Phase, Shedding, Side, is_refusal, render
 from benchmarks.quantiles import median, percentile
@@ -69,6 +70,9 @@ def run(
     input_tokens: Annotated[int, typer.Option("--isl", min=1)] = 64,
     output_tokens: Annotated[int, typer.Option("--osl", min=2)] = 32,
     window: Annotated[float, typer.Option(min=0.1, help="Seconds in which all must be well to have recovered.")] = 2.0,
+    limited: Annotated[
+        bool, typer.Option("--limited", help="Workers with a worker's limits and no model: for machines that are not quiet.")
+    ] = False,
     model: ModelFolder = None,
     setting: Settings = None,
     json_file: JsonFile = None,
@@ -81,11 +85,13 @@ def run(
     sides: list[Side] = []
     found: list[Capacity] = []
     with measurement.running(), contextlib.ExitStack() as stack:
-        clusters: dict[Shedding, Cluster] = {}
+        clusters: dict[Shedding, Cluster | LimitedCluster] = {}
         for shedding in get_args(Shedding):
             overrides = [f"engine.max_sequences={sequences}", f"router.max_predicted_wait_s={longest_wait:g}"]
             settings = read_settings(model, [*overrides, f"router.shedding={shedding}", *(setting or [])])
-            clusters[shedding] = stack.enter_context(Cluster(shedding, settings, Place(), Place(), Place()))
+            one = LimitedCluster(shedding, settings) if limited else Cluster(shedding, settings, Place(), Place(), Place())
+            clusters[shedding] = one
+            stack.enter_context(one)
         overcommit = settings["router"]["decode_overcommit"]
         plan = Plan(seconds, sequences, overcommit, longest_wait, input_tokens, output_tokens, window)
         asyncio.run(_measure(clusters, plan, vocabulary_size(settings), found, sides))
@@ -106,10 +112,14 @@ def run(
 
 
 async def _measure(
-    clusters: dict[Shedding, Cluster], plan: Plan, vocabulary: int, found: list[Capacity], sides: list[Side]
+    clusters: Mapping[Shedding, Cluster | LimitedCluster], plan: Plan, vocabulary: int, found: list[Capacity], sides: list[Side]
 ) -> None:
     """Fills `found` and `sides` as they are done, so that an interrupted run keeps what it has."""
-    with progress_bar() as bar:
+    async with contextlib.AsyncExitStack() as stack:
+        for cluster in clusters.values():
+            if isinstance(cluster, LimitedCluster):
+                await cluster.start_worker(stack)
+        bar = stack.enter_context(progress_bar())
         task = bar.add_task("capacity, then overload", total=2 + len(clusters) * sum(map(len, STRETCHES)))
         loads = {shedding: _Load(cluster, plan, vocabulary) for shedding, cluster in clusters.items()}
         for load in loads.values():  # both warm
@@ -128,7 +138,7 @@ async def _measure(
 class _Load:
     """One cluster's clients, in this process."""
 
-    def __init__(self, cluster: Cluster, plan: Plan, vocabulary: int) -> None:
+    def __init__(self, cluster: Cluster | LimitedCluster, plan: Plan, vocabulary: int) -> None:
         self._cluster = cluster
         self._plan = plan
         self._vocabulary = vocabulary
