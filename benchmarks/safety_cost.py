@@ -55,9 +55,9 @@ class Sides:
             if number > 0:
                 for is_safe, turn in found.items():
                     turns[is_safe].append(turn)
+        await self._count()
 
-    async def count(self) -> None:
-        """After the last round."""
+    async def _count(self) -> None:
         safe, unsafe = [await _counted(self._clusters[is_safe]) for is_safe in (True, False)]
         self.digest_share = (safe[0] - unsafe[0]) / safe[1] if safe[1] else None
 
@@ -118,7 +118,6 @@ async def _measure(sides: Sides, rounds: int) -> None:
         for number in range(rounds + 1):
             await sides.round(number)
             bar.advance(task)
-    await sides.count()
 
 
 async def _turn(cluster: Cluster, load: Load, prompts: Sequence[list[int]]) -> Turn:
