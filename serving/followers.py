@@ -45,10 +45,11 @@ def ranks_of(engine: EngineConfig, host: int) -> range:
 
 
 class Followers:
-    """Processes `ranks` of the model whose leader waits at `leader` (HOST:PORT). SERVAL_SPLIT_KEY in the environment is its."""
+    """Processes `ranks` of the model whose leader waits at `leader` (HOST:PORT), or will within `patience_s`. SERVAL_SPLIT_KEY in
+    the environment is its."""
 
-    def __init__(self, leader: str, ranks: Sequence[int]) -> None:
-        self._children = {rank: _start(leader, rank) for rank in ranks}
+    def __init__(self, leader: str, ranks: Sequence[int], patience_s: float) -> None:
+        self._children = {rank: _start(leader, rank, patience_s) for rank in ranks}
 
     def why_not(self) -> str | None:
         """None while all of them run."""
@@ -70,8 +71,9 @@ class Followers:
             child.wait(END_TIMEOUT_S)
 
 
-def _start(leader: str, rank: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "engine.split.follower", "--leader", leader, "--rank", str(rank)]
+def _start(leader: str, rank: int, patience_s: float) -> "subprocess.Popen[bytes]":
+    words = ["--leader", leader, "--rank", str(rank), "--patience-s", str(patience_s)]
+    command = [sys.executable, "-m", "engine.split.follower", *words]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 
@@ -80,7 +82,8 @@ def run(config: ServalConfig, member: Member, leader: str, host: int) -> int:
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
-    followers = Followers(leader, ranks_of(config.engine_of(member.role), host))
+    engine = config.engine_of(member.role)
+    followers = Followers(leader, ranks_of(engine, host), engine.split_start_timeout_s)
     # /ready as well: work comes to the leader alone, which is ready when all that follow it are.
     probes = {"/health": followers.why_not, "/ready": followers.why_not}
     endpoint = MetricsEndpoint(Metrics(member.role, member.name), config.cluster.host, metrics_port(config, member), probes)

@@ -30,9 +30,9 @@ class Spread:
 class Host:
     """The actor: the processes of a worker on one machine that is not the worker's own."""
 
-    def __init__(self, name: str, leader: str, ranks: Sequence[int], log_level: str) -> None:
+    def __init__(self, name: str, leader: str, ranks: Sequence[int], patience_s: float, log_level: str) -> None:
         logs.configure(name, log_level)
-        self._followers = Followers(leader, ranks)
+        self._followers = Followers(leader, ranks, patience_s)
 
     def why_not(self) -> str | None:
         """None while all of them run."""
@@ -63,5 +63,6 @@ def start_followers(config: ServalConfig, role: Role, name: str) -> list[Any]:
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=host),
         )
         ranks = list(ranks_of(engine, host))
-        started.append(own.remote(f"{name}-host-{host}", engine.split_address, ranks, config.cluster.log_level))
+        words = (engine.split_address, ranks, engine.split_start_timeout_s, config.cluster.log_level)
+        started.append(own.remote(f"{name}-host-{host}", *words))
     return started

@@ -47,10 +47,10 @@ REPORT_PERIOD_S = 0.2
 EXIT_FAILED = 1
 
 
-def follow(leader: str, rank: int, folder: Path | None = None) -> None:
+def follow(leader: str, rank: int, folder: Path | None = None, patience_s: float = CONNECT_TIMEOUT_S) -> None:
     """Runs until the leader has ended; then ends this process. `folder`: the model's on this host, where it is another than the
-    leader's. Raises ServalError when it cannot begin, or cannot go on."""
-    channel = _connect(leader)
+    leader's. `patience_s`: how long the leader may not be there. Raises ServalError when it cannot begin, or cannot go on."""
+    channel = _connect(leader, patience_s)
     channel.send({"rank": rank, "key": os.environ.get(KEY_VARIABLE, "")})
     welcome = channel.receive()
     if welcome is None:
@@ -126,9 +126,9 @@ class _Report:
             self._channel.send({"done": done, "total": total})
 
 
-def _connect(leader: str) -> Channel:
+def _connect(leader: str, patience_s: float) -> Channel:
     host, _, port = leader.rpartition(":")
-    deadline = time.monotonic() + CONNECT_TIMEOUT_S
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             connection = socket.create_connection((host, int(port)), timeout=WELCOME_TIMEOUT_S)
@@ -161,10 +161,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m engine.split.follower", description=__doc__)
     parser.add_argument("--leader", required=True, help="HOST:PORT")
     parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--patience-s", type=float, default=CONNECT_TIMEOUT_S, help="how long the leader may not be there")
     arguments = parser.parse_args()
     logs.configure(f"rank-{arguments.rank}")
     try:
-        follow(arguments.leader, arguments.rank)
+        follow(arguments.leader, arguments.rank, patience_s=arguments.patience_s)
     except ServalError as error:
         logger.error("%s", error)
     except Exception:
