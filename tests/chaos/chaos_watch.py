@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import psutil
 from cluster_harness import RunningCluster
@@ -24,8 +26,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Trend:
-    """How a process's use developed: the median of the second quarter of its looks (it has warmed up by then) beside that of
-    the last."""
+    """How a process's use developed: the second quarter of its looks (it has warmed up by then) beside the last. Of memory the
+    median; of descriptors and threads the least, for those of open connections come and go with the clients."""
 
     name: str
     seconds: float
@@ -102,8 +104,9 @@ def _trend(name: str, looks: list[Look]) -> Trend:
     quarter = len(looks) // 4
     before, after = looks[quarter : 2 * quarter], looks[-quarter:]
 
-    def both(value: str) -> tuple[float, float]:
-        first, last = (sorted(getattr(look, value) for look in part)[len(part) // 2] for part in (before, after))
-        return float(first), float(last)
+    def both(value: str, pick: Callable[[list[float]], float]) -> tuple[float, float]:
+        first, last = (pick([float(getattr(look, value)) for look in part]) for part in (before, after))
+        return first, last
 
-    return Trend(name, looks[-1].at_s - looks[0].at_s, both("rss_mib"), both("descriptors"), both("threads"))
+    seconds = looks[-1].at_s - looks[0].at_s
+    return Trend(name, seconds, both("rss_mib", median), both("descriptors", min), both("threads", min))
