@@ -194,12 +194,13 @@ class PrefillHost:
     def abort(self, peer: int, lease_id: int) -> bool:
         return self.sender.abort(peer, lease_id).result(15)
 
-    def break_connection(self, peer: int) -> None:
-        """What the sender does when a write says that the peer is gone: its transfers have writes in flight."""
+    def start_and_break(self, request_id: str, peer: int, lease: bytes, blocks: list[int]) -> None:
+        """What the sender does when a write says that the peer is gone, with the first of the prompt's writes in flight. On its
+        thread, so that it cannot be done with them by then."""
 
         def act() -> None:
-            for transfer in self.sender._transfers.values():
-                self.sender._advance(transfer)
+            self.start(request_id, peer, lease, blocks)
+            self.sender._advance(self.transfers[request_id])
             self.sender._disconnect(peer, "test")
 
         self.sender._inbox.submit(act).result(5)

@@ -38,8 +38,7 @@ def test_who_has_lost_its_name_but_lives_is_not_told_that_its_slot_is_free() -> 
         try:
             theirs = namesake.introduction()
             decode.pause()
-            prefill.start("stopped", introduction[1], lease, ALL_LARGE)
-            prefill.break_connection(introduction[1])  # with writes under way
+            prefill.start_and_break("stopped", introduction[1], lease, ALL_LARGE)  # with writes under way
             prefill.introduce(*theirs)
             decode.resume()
             sent = prefill.wait("stopped")
@@ -61,8 +60,7 @@ def test_what_nobody_can_confirm_is_left_alone_and_another_zone_takes_its_place(
         peer, usable = introduction[1], decode.free_blocks()
         lost = decode.reserve("lost", prefill.get_incarnation(), ALL_LARGE[:48])
         decode.pause()
-        prefill.start("lost", peer, lost, ALL_LARGE[:48])
-        prefill.break_connection(peer)
+        prefill.start_and_break("lost", peer, lost, ALL_LARGE[:48])
         decode.resume()
         sent = prefill.wait("lost")
         assert not sent.quiesced

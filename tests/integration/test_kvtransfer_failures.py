@@ -103,8 +103,7 @@ def test_a_broken_connection_to_a_living_peer_is_made_again() -> None:
     with pair(large, {"layout": LARGE, "transports": "tcp"}) as (decode, prefill):
         peer, incarnation = decode.introduction()[1], prefill.get_incarnation()
         broken = decode.reserve("before", incarnation, ALL_LARGE)
-        prefill.start("before", peer, broken, ALL_LARGE)
-        prefill.break_connection(peer)
+        prefill.start_and_break("before", peer, broken, ALL_LARGE)
         sent = prefill.wait("before")
         assert isinstance(sent.error, PeerGone) and not sent.quiesced
         assert decode.release(lease_of(broken).lease_id, quiesced=False) == "quarantined"
