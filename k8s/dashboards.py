@@ -46,6 +46,13 @@ def serving(slo: SloConfig) -> Dashboard:
             [Target(NOW.share_within("inter_token_latency_seconds", slo.itl_s), "share")],
         ),
         Panel("Refused", "reqps", [Target(or_zero(NOW.rate("rejections", "reason", **TENANT)), "{{reason}}")], stacked=True),
+        Panel(
+            "No capacity, by what said so",
+            "reqps",
+            [Target(or_zero(NOW.rate("sheds", "reason", **TENANT)), "{{reason}}")],
+            "At the door, but for displaced and queue_timeout: those were accepted, and waited in vain.",
+            stacked=True,
+        ),
     ]
     traffic = [
         Panel("Requests by outcome", "reqps", [Target(NOW.rate("requests", "outcome", **TENANT), "{{outcome}}")], stacked=True),
@@ -58,6 +65,12 @@ def serving(slo: SloConfig) -> Dashboard:
         Panel("Prompt length", "short", _quantiles("request_prompt_tokens")),
         Panel("Answer length", "short", _quantiles("request_generation_tokens")),
         Panel("In the router's line", "short", [Target(or_zero(NOW.gauge("queue_length", "tenant", **TENANT)), "{{tenant}}")]),
+        Panel(
+            "Wait that is predicted",
+            "s",
+            [Target(or_zero(NOW.gauge("predicted_wait_seconds", how="max")), "the longest line's")],
+            "Who would wait longer than router.max_predicted_wait_s, or its own deadline, is refused.",
+        ),
     ]
     rows = [("Latency", latency), ("Objectives", objective), ("Traffic", traffic)]
     return Dashboard("serval-serving", "Serval: Serving", rows, (tenant,))
