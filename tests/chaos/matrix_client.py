@@ -15,7 +15,12 @@ from protocol import serval_pb2_grpc
 
 ANSWER_TIMEOUT_S = 90.0
 """The request's deadline: beyond every wait that a fault can cause."""
-OWN_SUBCHANNEL = ("grpc.use_local_subchannel_pool", 1)
+CHANNEL_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
+    # As docs/api.md tells clients: who waits in silence hears only so that its router is out of reach.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Client:
             self.error = "silent: the stream stopped without a word"
 
     async def _over_grpc(self) -> None:
-        async with grpc.aio.insecure_channel(self.front.grpc, options=[OWN_SUBCHANNEL]) as channel:
+        async with grpc.aio.insecure_channel(self.front.grpc, options=CHANNEL_OPTIONS) as channel:
             stub: Any = serval_pb2_grpc.ServalStub(channel)
             call = stub.Generate(self.ask.to_proto(), timeout=ANSWER_TIMEOUT_S)
             try:
