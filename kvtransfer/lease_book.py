@@ -118,14 +118,15 @@ class LeaseBook:
                 self._apply(lease, SlotEvent.EXPIRE, reason="expired")
         return expired
 
-    def next_zone(self, latest_s: float) -> LandingZone | None:
-        """Memory for another zone, where a slot of this one waits for proof since `latest_s` or longer; in use after `renew`.
-
-        None: nothing does, or the device cannot. Raises TransferFailed when there is no memory.
-        """
+    def needs_zone(self, latest_s: float) -> bool:
+        """Whether a slot of this zone waits for proof since `latest_s` or longer, and the device lets memory be left alone."""
         with self._lock:
             waiting = [one.quarantined_s for one in self._leases.values() if one.slot.zone is self.zone and one.quarantined_s]
-        return self._zones.make() if self._zones.can_renew and any(since_s < latest_s for since_s in waiting) else None
+        return self._zones.can_renew and any(since_s < latest_s for since_s in waiting)
+
+    def next_zone(self) -> LandingZone:
+        """Memory for another zone, in use after `renew`. Raises TransferFailed when there is none."""
+        return self._zones.make()
 
     def renew(self, zone: LandingZone) -> None:
         with self._lock:

@@ -254,19 +254,19 @@ class Receiver:
         now_s = time.monotonic()
         expired = self._book.expire(now_s)
         self._book.count_pumped(now_s - self._swept_s)
-        self._renew_zone(now_s)
         self._swept_s = now_s
         for lease in expired:
             if lease.is_open:
                 self._metrics.kv_transfer_failures.of(reason="expired").inc()
             lease.fail(LeaseExpired(f"not everything had landed after {lease.duration_s} s"))
+        self._renew_zone(now_s)  # last: there may be no memory for one
 
     def _renew_zone(self, now_s: float) -> None:
         """Where proof does not come: what waits for it is left alone for ever, with its addresses."""
         latest_s = now_s - self._config.renew_after_s
-        zone = self._book.next_zone(latest_s) if self._renewed_s < latest_s else None
-        if zone is not None:
-            self._renewed_s = now_s
+        if self._renewed_s < latest_s and self._book.needs_zone(latest_s):
+            self._renewed_s = now_s  # also where there is no memory: it is not asked for at every step
+            zone = self._book.next_zone()
             self._transport.register(zone.words)
             self._metadata = self._transport.metadata()
             self._book.renew(zone)

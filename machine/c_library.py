@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -21,18 +22,17 @@ class Unavailable(Exception):
 
 def load(source: Path, flags: Sequence[str], libraries: Sequence[str] = ()) -> ctypes.CDLL:
     """`source`, compiled with `flags` for shared use and linked with `libraries` ("-lm"). Raises Unavailable."""
-    path = _compiled(source, ("-O3", "-shared", "-fPIC", *flags), libraries)
     try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise Unavailable(f"{path} cannot be loaded: {error}") from error
+        return ctypes.CDLL(str(_compiled(source, ("-O3", "-shared", "-fPIC", *flags), libraries)))
+    except (OSError, RuntimeError) as error:  # a cache folder that may not be looked into, or no home for one, among others
+        raise Unavailable(f"{source.name} cannot be compiled or loaded: {error}") from error
 
 
 def _compiled(source: Path, flags: Sequence[str], libraries: Sequence[str]) -> Path:
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
     if compiler is None:
         raise Unavailable("no C compiler")
-    content = source.read_bytes() + " ".join((compiler, *flags, *libraries)).encode()
+    content = source.read_bytes() + " ".join((platform.machine(), compiler, *flags, *libraries)).encode()
     target = cache_root() / f"native-{hashlib.blake2b(content, digest_size=8).hexdigest()}.so"
     if not target.exists():
         _compile([compiler, *flags], source, libraries, target)

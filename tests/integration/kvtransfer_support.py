@@ -17,6 +17,7 @@ import torch
 from kvtransfer.config import TransferConfig
 from kvtransfer.layout import KVLayout
 from protocol import cluster_pb2
+from protocol.errors import TransferFailed
 from protocol.ids import draw_incarnation
 from telemetry.metrics import Metrics
 
@@ -122,6 +123,14 @@ class DecodeHost:
     def count_changed(self, first: int, blocks: int, value: int) -> int:
         """Words of the landing blocks that are not `value`."""
         return int((self.receiver._book.zone.words[first : first + blocks] != value).sum())
+
+    def refuse_zones(self) -> None:
+        """From now on there is no memory for another zone."""
+
+        def make() -> Any:
+            raise TransferFailed("there is no memory for another landing zone")
+
+        self.receiver._book._zones.make = make  # type: ignore[method-assign]
 
     def busy(self, seconds: float) -> None:
         """Keeps the receiver thread from polling for so long."""

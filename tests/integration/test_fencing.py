@@ -88,6 +88,18 @@ def test_what_nobody_can_confirm_is_left_alone_and_another_zone_takes_its_place(
         assert decode.metric("serval_kv_zones_renewed_total") == 1
 
 
+def test_without_memory_for_another_zone_the_receiver_goes_on_and_asks_again_later() -> None:
+    with pair({"renew_after_s": 0.4, "lease_s": 0.6}) as (decode, prefill):
+        decode.refuse_zones()
+        lost = lease_of(decode.reserve("lost", prefill.get_incarnation(), [1])).lease_id
+        assert decode.release(lost, quiesced=False) == "quarantined"
+        decode.wait_for_metric("serval_kv_transfer_failures_total", reason="receiver")
+        late = lease_of(decode.reserve("late", prefill.get_incarnation(), [2])).lease_id
+        with pytest.raises(LeaseExpired):
+            decode.wait(late)
+        assert decode.metric("serval_kv_transfer_failures_total", reason="receiver") <= 4, "once in renew_after_s"
+
+
 def test_bytes_that_come_for_a_retired_zone_find_memory_that_nobody_reads() -> None:
     """A late writer, as in the measurement of decision 2: here it comes when the zone has been retired for long."""
     with pair({"renew_after_s": 0.1}) as (decode, prefill):

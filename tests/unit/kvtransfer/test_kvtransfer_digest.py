@@ -158,3 +158,17 @@ def test_without_a_compiler_torch_computes_the_same(
         assert "torch computes the digests" in caplog.text
     finally:
         block_sums.load_library.cache_clear()
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("no home"), PermissionError(13, "Permission denied")])
+def test_a_cache_folder_that_cannot_be_found_or_looked_into_is_no_reason_not_to_start(
+    monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    def cache_root() -> Path:
+        raise problem
+
+    monkeypatch.setattr(c_library, "cache_root", cache_root)
+    with pytest.raises(
+        c_library.Unavailable, match=r"block_sums\.c cannot be compiled or loaded: .*(no home|Permission denied)"
+    ):
+        c_library.load(Path(block_sums.__file__).with_name("block_sums.c"), ())
