@@ -24,10 +24,11 @@ class LinkConfig(BaseModel):
     reconnect_max_s: float = Field(2.0, gt=0, description="Seconds at most between tries; doubled from the minimum, jittered.")
     connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for Welcome before the stream is given up.")
     outbox_max_bytes: int = Field(
-        32 << 20,
-        ge=1 << 16,
+        128 << 20,
+        ge=1 << 20,
         description="Bytes that may wait for a router which takes nothing; with more its stream is ended, and its requests are "
-        "given up. Ten seconds of 256 answers with 20 logprobs per token at 60 tokens per second each; without logprobs, minutes.",
+        "given up. More than what a router that reads may find at once: three prompts of 128k tokens with 20 logprobs for each of "
+        "them are 90 MiB. A megabyte at least, for one report of cached blocks is half of that.",
     )
     resolve_period_s: float = Field(
         2.0,

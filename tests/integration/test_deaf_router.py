@@ -14,7 +14,7 @@ PROMPTS = [[(7 * index + step) % 256 for step in range(20)] for index in range(8
 
 
 async def test_its_stream_is_ended_its_requests_are_released_and_it_is_dialled_again(tmp_path: Path) -> None:
-    link = LinkConfig(outbox_max_bytes=1 << 16, reconnect_min_s=0.01)
+    link = LinkConfig(outbox_max_bytes=1 << 20, reconnect_min_s=0.01)
     async with running_pair(write_tiny_llama(tmp_path), link=link) as pair:
         router, metrics, requests = pair.router, pair.decode_metrics, pair.decode._requests
         assert requests is not None
