@@ -12,7 +12,7 @@ from ray import serve
 
 from serving import pod_drain
 from serving.config import ServalConfig
-from serving.ray_followers import Spread, spread_over, start_followers
+from serving.ray_followers import Hosts, Spread, spread_over, start_followers
 from serving.ray_scaling import STATS
 from serving.roles import Member, Role, build
 from telemetry import logs
@@ -39,16 +39,19 @@ class Replica:
             member = Member(role, 0, name or f"{role}-{rank}")
             self._config = on_own_machine(self._config, ray.util.get_node_ip_address(), member.name)
         logs.configure(member.name, self._config.cluster.log_level)
+        followers = {}
         if spread.hosts > 1:
             self._config = spread_over(self._config, role, spread, self._config.cluster.host)
-            self._followers = start_followers(self._config, role, member.name)
+            followers = start_followers(self._config, role, member.name)
+        self._hosts = Hosts(followers)
         self._server = build(member, self._config, routers or router_addresses(self._config), silent)
-        await self._server.start()
+        await self._hosts.while_well(self._server.start())
         if routers:  # in a pod of its own, which Kubernetes may end
             self._door = await pod_drain.answer_at(pod_drain.DOOR, self.drain)
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises, or does not answer in time: then the loop itself hangs."""
+        self._hosts.check()
         await self._server.check_health()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -65,6 +68,7 @@ class Replica:
         if hasattr(self, "_server"):
             await self.drain()
             await self._server.stop(self._config.cluster.stop_timeout_s / 2)
+            self._hosts.close()
 
 
 def on_own_machine(config: ServalConfig, address: str, name: str) -> ServalConfig:
