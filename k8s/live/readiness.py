@@ -184,7 +184,10 @@ def _of_application(name: str, application: Mapping[str, Any]) -> list[str]:
 
 def _has_looked(workload: Manifest) -> bool:
     """Whether the status is of what the object says now."""
-    return int((workload.get("status") or {}).get("observedGeneration", 0)) >= int(workload["metadata"].get("generation", 1))
+    status = workload.get("status") or {}
+    if workload["kind"] == "LeaderWorkerSet" and "observedGeneration" not in status:
+        return bool(status.get("conditions"))  # older operators do not say of which generation it is
+    return int(status.get("observedGeneration", 0)) >= int(workload["metadata"].get("generation", 1))
 
 
 def to_json(state: ClusterState) -> str:

@@ -83,6 +83,31 @@ def test_an_old_status_says_nothing_of_the_new_configuration() -> None:
     assert cluster_state([workload], [ready], []).is_ready
 
 
+LOOKED = [{"type": "Available", "status": "True"}]
+
+
+@pytest.mark.parametrize(
+    ("status", "is_ready"),
+    [
+        ({"observedGeneration": 2}, True),
+        ({"observedGeneration": 1, "conditions": LOOKED}, False),
+        ({"conditions": LOOKED}, True),  # of an older operator, which does not count generations
+        ({}, False),
+    ],
+)
+def test_whether_the_operator_has_looked_at_a_leader_worker_set(status: dict[str, Any], is_ready: bool) -> None:
+    workload = {
+        "kind": "LeaderWorkerSet",
+        "metadata": {"name": "serval-decode", "generation": 2, "labels": pod()["metadata"]["labels"]},
+        "spec": {"replicas": 1, "leaderWorkerTemplate": {"size": 1}},
+        "status": {"replicas": 1, "updatedReplicas": 1, "readyReplicas": 1, **status},
+    }
+    ready = pod(phase="Running", conditions=[{"type": "Ready", "status": "True"}])
+    state = cluster_state([workload], [ready], [])
+    assert state.is_ready == is_ready
+    assert is_ready or "operator has not looked at it yet" in state.problems()[0]
+
+
 def test_an_old_pod_that_drains_is_waited_for() -> None:
     workload = of_kind(objects(deployment("dev-cpu", "plain")), "Deployment")["serval-decode"]
     workload["status"] = {"observedGeneration": 1, "replicas": 2, "updatedReplicas": 1, "readyReplicas": 2}
