@@ -84,7 +84,7 @@ def environment(deployment: Deployment, role: Role) -> list[dict[str, Any]]:
     from_pod = {"POD_NAME": "metadata.name", "POD_IP": "status.podIP"}
     fields = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in from_pod.items()]
     # A name or path of the machine that renders has no place in a pod: only what the settings say.
-    values = library_settings(deployment.config) | {"HOME": "/tmp", "SERVAL_CACHE": CACHE_FOLDER}
+    values = library_settings(deployment.config, role) | {"HOME": "/tmp", "SERVAL_CACHE": CACHE_FOLDER}
     if role != "router":
         first, last = deployment.kubernetes.network.kv_ports
         values["UCX_TCP_PORT_RANGE"] = f"{first}-{last}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from protocol.errors import Unavailable
 from serving.config import ServalConfig
-from serving.roles import Member
+from serving.roles import Member, Role
 from serving.status import Failed, ProgressReport, Ready, parse
 from worker.spec import Progress
 
@@ -64,7 +64,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                env=environment(config),
+                env=environment(config, self.member.role),
                 # Ctrl-C in the terminal is for the launcher alone: it stops the children in order.
                 start_new_session=True,
             )
@@ -131,14 +131,16 @@ class Child:
             self._on_line(line.decode(errors="replace").rstrip())
 
 
-def environment(config: ServalConfig) -> dict[str, str]:
-    """The child's environment: ours, and what libraries read only once, when they are loaded."""
-    return os.environ | library_settings(config) | {"NIXL_LOG_LEVEL": os.environ.get("NIXL_LOG_LEVEL", "ERROR")}
+def environment(config: ServalConfig, role: Role | None = None) -> dict[str, str]:
+    """The child's environment: ours, and what libraries read only once, when they are loaded. `role`: None where processes of
+    all roles have this one environment."""
+    return os.environ | library_settings(config, role) | {"NIXL_LOG_LEVEL": os.environ.get("NIXL_LOG_LEVEL", "ERROR")}
 
 
-def library_settings(config: ServalConfig) -> dict[str, str]:
-    """Environment variables that a process needs before it starts."""
-    threads = str(config.engine.threads or os.cpu_count() or 1)
+def library_settings(config: ServalConfig, role: Role | None = None) -> dict[str, str]:
+    """Environment variables that a process of `role` needs before it starts; None: a process of any."""
+    engine = config.engine_of(role) if role in ("prefill", "decode") else config.engine
+    threads = str(engine.threads or os.cpu_count() or 1)
     return {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
