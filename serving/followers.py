@@ -6,6 +6,7 @@ in end with it, after its drain.
 """
 
 import argparse
+import contextlib
 import logging
 import signal
 import subprocess
@@ -86,16 +87,16 @@ def run(config: ServalConfig, member: Member, leader: str, host: int) -> int:
     followers = Followers(leader, ranks_of(engine, host), engine.split_start_timeout_s)
     # /ready as well: work comes to the leader alone, which is ready when all that follow it are.
     probes = {"/health": followers.why_not, "/ready": followers.why_not}
-    endpoint = MetricsEndpoint(Metrics(member.role, member.name), config.cluster.host, metrics_port(config, member), probes)
+    metrics, port = Metrics(member.role, member.name), metrics_port(config, member)
     try:
-        while (reason := followers.why_not()) is None:
-            if asked.is_set():
-                followers.ask()
-            time.sleep(POLL_S)
+        with contextlib.closing(MetricsEndpoint(metrics, config.cluster.host, port, probes)):
+            while (reason := followers.why_not()) is None:
+                if asked.is_set():
+                    followers.ask()
+                time.sleep(POLL_S)
         logger.info("%s; the others end too", reason)
     finally:
         followers.end()
-        endpoint.close()
     return 0 if asked.is_set() else EXIT_FAILED
 
 
