@@ -100,7 +100,8 @@ class WaitingLine:
         waiting = len(self._queue)
         if not waiting or not self._kept or any(worker.takes(total_tokens, frozenset()) for worker in self._open_workers()):
             return Prospect(0, 0, None)
-        pace = self._pace.per_second(asyncio.get_running_loop().time()) if self._pace.is_known else None
+        now = asyncio.get_running_loop().time()
+        pace = self._pace.per_second(now) if self._pace.is_known(now) else None
         return Prospect(waiting, self._queue.before(share), pace)
 
     def displaced_by(self, share: Share) -> Request | None:
@@ -141,6 +142,12 @@ class WaitingLine:
         Who finds no room keeps all workers that could take it until there is news of room. So nobody gets past it to one of
         them, however little he needs; and who can go to another worker does not wait behind it.
         """
+        if not self._is_stuck:
+            self._place_all()
+            self._time_wait()
+        self._tell_wait()
+
+    def _place_all(self) -> None:
         while (request := self._next()) is not None:
             try:
                 placed = self._places.place(request, self._kept)
@@ -150,7 +157,6 @@ class WaitingLine:
                 continue
             if placed is Placed.NO_ROOM:
                 self._kept.update(worker for worker in self._places.decode_workers if _takes(worker, request))
-                self._pace.wait_begins(asyncio.get_running_loop().time())
                 continue
             if placed is Placed.NO_WORKER:
                 self._put_aside(request)
@@ -158,14 +164,17 @@ class WaitingLine:
             self._queue.take(request)
             self.leave(request)
             self._pace.taken(asyncio.get_running_loop().time())
-        if not self._queue:
+
+    def _time_wait(self) -> None:
+        """Places count while every worker is kept. While only some are, who waits for those says nothing of the places that
+        others find at once."""
+        if self._queue and not self._open_workers():
+            self._pace.wait_begins(asyncio.get_running_loop().time())
+        else:
             self._pace.wait_ends()
-        self._tell_wait()
 
     def _next(self) -> Request | None:
         """Whose turn it is among those that could go to a worker nobody keeps."""
-        if self._is_stuck:
-            return None
         request = None
         if not self._kept:
             request = self._queue.peek()
@@ -179,7 +188,8 @@ class WaitingLine:
         return [worker for worker in self._places.decode_workers if worker not in self._kept and not worker.is_draining]
 
     def on_worker_joined(self) -> None:
-        """Who was set aside may fit there."""
+        """Who was set aside may fit there. The pace of fewer workers says little now, nor do the places that it brings at once."""
+        self._pace.forget()
         for request in list(self._set_aside):
             del self._set_aside[request]
             wait = self._waits[request]

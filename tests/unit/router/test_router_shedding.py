@@ -32,13 +32,13 @@ def steady(gap_s: float, places: int, pace: Pace | None = None, start: float = 0
 # ---- the pace
 
 
-def test_it_is_the_places_per_second_of_the_time_in_which_somebody_waited() -> None:
+def test_it_is_the_places_per_second_of_the_time_in_which_whoever_came_had_to_wait() -> None:
     pace, now = steady(0.5, 20)
     assert pace.per_second(now) == pytest.approx(2.0)
     pace.wait_ends()
-    pace.taken(now + 99)  # nobody had to wait for this one
-    assert pace.per_second(now + 100) == pytest.approx(2.0), "idle time says nothing"
-    _, later = steady(0.5, 1, pace, now + 1000)
+    pace.taken(now + 49)  # nobody had to wait for this one
+    assert pace.per_second(now + 50) == pytest.approx(2.0), "idle time says nothing"
+    _, later = steady(0.5, 1, pace, now + 55)
     assert pace.per_second(later) == pytest.approx(2.0)
 
 
@@ -56,9 +56,9 @@ def test_the_first_few_places_decide_nothing() -> None:
     pace.wait_begins(0.0)
     assert pace.per_second(5.0) is None
     for number in range(1, 9):
-        assert not pace.is_known
+        assert not pace.is_known(number * 1.0)
         pace.taken(number * 1.0)
-    assert pace.is_known
+    assert pace.is_known(8.0)
 
 
 def test_places_that_do_not_come_make_it_slower_by_the_moment() -> None:
@@ -84,6 +84,23 @@ def test_a_stall_that_is_over_is_forgotten(gap_s: float, stall: float) -> None:
     pace.taken(now + stall * gap_s)
     _, now = steady(gap_s, 200, pace, now + stall * gap_s)
     assert (pace.per_second(now) or 0.0) * gap_s == pytest.approx(1.0, rel=0.05)
+
+
+@given(old_gap_s=POSITIVE, gap_s=POSITIVE, pause_s=st.floats(min_value=61, max_value=1e5))
+def test_what_was_measured_long_ago_is_forgotten(old_gap_s: float, gap_s: float, pause_s: float) -> None:
+    pace, now = steady(old_gap_s, 100)
+    pace.wait_ends()
+    assert pace.is_known(now + 59)
+    assert not pace.is_known(now + pause_s) and pace.per_second(now + pause_s) is None
+    _, later = steady(gap_s, 7, pace, now + pause_s)
+    assert not pace.is_known(later)
+    assert (pace.per_second(later) or 0.0) * gap_s == pytest.approx(1.0, rel=1e-3), "as if it were new"
+
+
+def test_a_long_wait_without_a_place_is_not_forgotten() -> None:
+    pace, now = steady(0.1, 20)
+    pace.wait_begins(now + 600)
+    assert pace.is_known(now + 600) and (pace.per_second(now + 600) or 1.0) < 0.1
 
 
 # ---- the decision
@@ -266,14 +283,52 @@ async def test_another_answer_to_an_accepted_prompt_is_not_refused() -> None:
 
 async def test_who_can_go_to_a_worker_that_nobody_waits_for_is_let_in() -> None:
     world = world_of()
-    await settle(world)
     small = world.join("decode", "small", max_sequences=1, max_model_len=20)
+    await settle(world)
     for _ in range(60):
         with_long_answer(world)
     world.dispatcher.check_capacity()
     assert world.accept().decode is small
     assert world.accept().decode is None, "the first that waits for it"
     assert accepted(world) < 20
+
+
+async def test_places_that_others_find_at_once_are_no_measure_while_somebody_waits_for_a_certain_worker() -> None:
+    world = world_of(max_predicted_wait_s=0.1)
+    small = world.join("decode", "small", max_sequences=1, max_model_len=20)
+    for _ in range(2):
+        with_long_answer(world)
+    for _ in range(12):
+        await asyncio.sleep(0.02)
+        request = world.accept()
+        assert request.decode is small
+        finish(world, request)
+    assert accepted(world, most=50) == 50, "the rate at which requests came is not the rate at which they could be placed"
+
+
+async def test_who_waits_for_a_certain_worker_does_not_make_the_others_look_slow() -> None:
+    world = world_of()
+    world.join("decode", "small", max_sequences=1, max_model_len=20)
+    await settle(world, places=20)
+    for _ in range(2):
+        with_long_answer(world)
+    predicted_s = world.metrics.value("serval_predicted_wait_seconds")
+    assert 0.005 < predicted_s < 0.5
+    await asyncio.sleep(0.3)
+    world.report(world.workers[0])
+    assert world.metrics.value("serval_predicted_wait_seconds") == pytest.approx(predicted_s)
+
+
+async def test_a_worker_that_joins_makes_the_pace_unknown_and_what_it_takes_at_once_is_no_measure() -> None:
+    world = world_of()
+    await settle(world)
+    for _ in range(5):
+        world.accept()
+    assert world.metrics.value("serval_predicted_wait_seconds") > 0
+    world.join("decode", "e", max_sequences=3)
+    assert world.metrics.value("serval_queue_length", tenant="default") == 1
+    assert world.metrics.value("serval_predicted_wait_seconds") == 0, "not known"
+    assert accepted(world, most=100) == 100
 
 
 def with_long_answer(world: World) -> None:
