@@ -20,7 +20,7 @@ from cluster_shared import Clusters
 
 from tests.json_schemas import Schema, json_schemas
 
-SCHEMAS = int(os.environ.get("SERVAL_JSON_SCHEMAS", "16"))
+SCHEMAS = int(os.environ.get("SERVAL_JSON_SCHEMAS", "8"))
 AT_ONCE = 8
 MAX_TOKENS = 2048
 FIRST_KILL, KILL_EVERY = 4, 64

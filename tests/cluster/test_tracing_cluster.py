@@ -164,6 +164,7 @@ async def test_what_the_client_does_not_sample_is_not_sent(traced: RunningCluste
     assert not [span for span in collector.wait_for(bool, "any span") if span.trace_id == quiet_id]
 
 
+@pytest.mark.long
 async def test_a_collector_that_is_away_stops_nobody(clusters: Clusters, tiny_spec: ClusterSpec) -> None:
     cluster = clusters.start(tiny_spec.with_settings(tracing__otlp_endpoint="http://127.0.0.1:1"))
     try:
