@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 _NOTHING: tuple[Any, ...] = (None, "", [])
-_EMPTY_FIELDS = ("refusal", "tool_calls", "function_call", "audio", "annotations", "name")
+_EMPTY_FIELDS = ("refusal", "tool_calls", "function_call", "audio", "annotations")
 
 
 class Strict(BaseModel):
@@ -110,4 +110,4 @@ def _text(content: Content) -> str:
 
 
 def _named(message: Mapping[str, Any], name: str | None) -> dict[str, Any]:
-    return dict(message) if name is None else {**message, "name": name}
+    return {**message, "name": name} if name else dict(message)
