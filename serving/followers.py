@@ -19,9 +19,8 @@ from pathlib import Path
 from engine.config import EngineConfig
 from protocol.errors import ConfigError
 from serving.config import ServalConfig, load, parse_settings
-from serving.roles import Member, metrics_port
+from serving.roles import Member, metrics_endpoint
 from telemetry import logs
-from telemetry.endpoint import MetricsEndpoint
 from telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -79,7 +78,7 @@ def _start(leader: str, rank: int, patience_s: float) -> "subprocess.Popen[bytes
 
 
 def run(config: ServalConfig, member: Member, leader: str, host: int) -> int:
-    """Until one of them ends. The exit status: 0 when that was asked for."""
+    """Until one of them ends. The exit status: 0 when that was asked for. Raises ConfigError for ports that are taken."""
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
@@ -87,9 +86,8 @@ def run(config: ServalConfig, member: Member, leader: str, host: int) -> int:
     followers = Followers(leader, ranks_of(engine, host), engine.split_start_timeout_s)
     # /ready as well: work comes to the leader alone, which is ready when all that follow it are.
     probes = {"/health": followers.why_not, "/ready": followers.why_not}
-    metrics, port = Metrics(member.role, member.name), metrics_port(config, member)
     try:
-        with contextlib.closing(MetricsEndpoint(metrics, config.cluster.host, port, probes)):
+        with contextlib.closing(metrics_endpoint(config, member, Metrics(member.role, member.name), probes)):
             while (reason := followers.why_not()) is None:
                 if asked.is_set():
                     followers.ask()

@@ -23,7 +23,12 @@ def require_free(host: str, port: int, field: str) -> None:
             probe.bind((host, port))
             probe.listen(1)
         except OSError as error:
-            raise ConfigError(f"{field}: cannot listen on {host}:{port}: {error.strerror or error}") from error
+            raise cannot_listen(field, host, port, error) from error
+
+
+def cannot_listen(field: str, host: str, port: int, error: OSError) -> ConfigError:
+    """Of a port that `field` chose."""
+    return ConfigError(f"{field}: cannot listen on {host}:{port}: {error.strerror or error}")
 
 
 def any_free_port(host: str) -> int:

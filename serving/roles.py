@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -12,8 +12,9 @@ from protocol.tls import TlsIdentity
 from router.config import RouterConfig
 from serving.config import ServalConfig
 from serving.pool_scaler import PoolScaler
+from serving.ports import cannot_listen
 from serving.status import Ready
-from telemetry.endpoint import MetricsEndpoint
+from telemetry.endpoint import MetricsEndpoint, WhyNot
 from telemetry.metrics import Metrics
 from telemetry.tracing import Tracing
 from worker.spec import Progress, WorkerSpec
@@ -77,6 +78,15 @@ def metrics_port(config: ServalConfig, member: Member) -> int:
     """Where a worker serves /metrics; 0 for any free port."""
     base = config.cluster.metrics_port
     return base + 1 + _number(config, member) if base else 0
+
+
+def metrics_endpoint(config: ServalConfig, member: Member, metrics: Metrics, probes: Mapping[str, WhyNot]) -> MetricsEndpoint:
+    """Where a worker serves /metrics and is probed. Raises ConfigError when the port is taken."""
+    host, port = config.cluster.host, metrics_port(config, member)
+    try:
+        return MetricsEndpoint(metrics, host, port, probes)
+    except OSError as error:
+        raise cannot_listen("cluster.metrics_port", host, port, error) from error
 
 
 def worker_port(config: ServalConfig, member: Member) -> int:
@@ -155,7 +165,7 @@ class _WorkerServer:
         progress: Progress,
     ) -> None:
         probes = {"/health": self.why_not_healthy, "/ready": self.why_not_ready}
-        self._endpoint = MetricsEndpoint(metrics, config.cluster.host, metrics_port(config, member), probes)
+        self._endpoint = metrics_endpoint(config, member, metrics, probes)
         self._seen_healthy: float | None = None
         self._is_draining = False
         spec = WorkerSpec(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.tiny import write_tiny_llama
+from protocol.errors import ConfigError
 from serving import followers
 from serving.config import load
 from serving.roles import Member
@@ -38,7 +39,8 @@ def test_a_taken_port_ends_what_was_started(own_signals: None, tmp_path: Path, m
         base = taken.getsockname()[1] - 1  # what a prefill worker's is counted from
         settings = {"model": write_tiny_llama(tmp_path / "tiny"), "cluster.metrics_port": base, "cluster.host": HERE}
         config = load(None, settings | {"engine.tensor_parallel_size": 2, "engine.local_followers": 0})
-        with pytest.raises(OSError, match="in use"):
+        says = rf"^cluster\.metrics_port: cannot listen on {HERE}:{base + 1}: Address already in use$"
+        with pytest.raises(ConfigError, match=says):
             followers.run(config, Member("prefill", 0, "pod-0-1"), f"{HERE}:9", host=1)
     (child,) = started
     assert child.poll() == -signal.SIGKILL

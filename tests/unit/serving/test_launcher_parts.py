@@ -11,8 +11,9 @@ from serving.announce import announcement, curl_line
 from serving.config import load
 from serving.launcher import ClusterFailed, Slot
 from serving.ports import require_free
-from serving.roles import Member, members, metrics_port
+from serving.roles import Member, build, members, metrics_port
 from serving.status import Ready
+from worker.spec import silent
 
 
 class DeadChild:
@@ -56,6 +57,15 @@ def test_a_taken_port_is_named() -> None:
 def test_an_address_of_another_machine_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^cluster.host: cannot listen on 192\.0\.2\.1:9101: "):
         require_free("192.0.2.1", 9101, "cluster.host")
+
+
+def test_a_worker_whose_metrics_port_is_taken_names_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        config, member = load(None, {"cluster.metrics_port": port - 1}), Member("prefill")
+        says = rf"^cluster\.metrics_port: cannot listen on 127.0.0.1:{port}: Address already in use$"
+        with pytest.raises(ConfigError, match=says):
+            build(member, config, (), silent)
 
 
 def test_members_and_their_metrics_ports() -> None:
