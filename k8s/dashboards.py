@@ -151,6 +151,12 @@ def pools() -> Dashboard:
         ),
         Panel("Event loop lag, p99", "s", [Target(NOW.quantile(0.99, "event_loop_lag_seconds", "worker"), "{{worker}}")]),
         Panel(
+            "Streams ended to routers that took nothing",
+            "short",
+            [Target(or_zero(NOW.rate("router_stalls", "worker")), "{{worker}}")],
+            "Per second, by the worker that gave up: more than link.outbox_max_bytes waited.",
+        ),
+        Panel(
             "Guessed tokens",
             "short",
             [

@@ -142,6 +142,15 @@ def _health(slo: SloConfig) -> list[Rule]:
         ),
         _alert(
             slo,
+            "ServalRouterStalls",
+            # Of one worker: a single pause of a router is seen by all of them once.
+            f"{long.increase('router_stalls', how='max')} > 3",
+            "0m",
+            "warning",
+            "a worker ended {{ $value | humanize }} streams within an hour to routers that took nothing",
+        ),
+        _alert(
+            slo,
             "ServalCertificateEnds",
             f"{expiry} - time() < 7 * 86400",
             "1h",

@@ -55,6 +55,13 @@ def test_every_panel_and_rule_is_made_of_metrics() -> None:
     assert len(used) > 35
 
 
+def test_what_workers_suffer_from_is_on_a_dashboard() -> None:
+    pools = next(board for board in dashboards(SLO) if board.uid == "serval-pools")
+    expressions = " ".join(target["expr"] for panel in panels(pools.to_json()) for target in panel["targets"])
+    suffered = "kv_transfer_failures", "kv_digest_mismatches", "kv_slots_quarantined", "worker_losses", "router_stalls"
+    assert [name for name in suffered if f"serval_{name}_total" not in expressions] == []
+
+
 def test_each_family_is_catalogued_with_its_labels() -> None:
     found = catalogue()
     assert found["serval_requests"].labels == {"role", "worker", "outcome", "tenant"}
@@ -178,10 +185,34 @@ def test_the_error_budget_alert_fires_in_an_overload_and_clears_after(rules: Pat
         "input_series": [{"series": name, "values": values} for name, values in series_of.items()],
         "alert_rule_test": [case("1h50m"), case("2h25m", fast, slow), case("2h40m", slow), case("3h10m")],
     }
+    assert differs(rules, test) == ""
+
+
+def test_routers_that_took_nothing_are_told_of_when_it_is_more_than_a_pause(rules: Path) -> None:
+    """Each worker ends one stream at a pause of its router; a deaf one is dialled and left again and again."""
+    summary = "a worker ended 6 streams within an hour to routers that took nothing"
+    annotations = {"summary": summary, "runbook_url": "docs/runbooks/ServalRouterStalls.md"}
+    fires = [{"exp_labels": {"severity": "warning"}, "exp_annotations": annotations}]
+    test = {
+        "interval": "1m",
+        "input_series": [
+            {"series": 'serval_router_stalls_total{role="decode", worker="one"}', "values": "0x60 1x120 7x60 7x60"},
+            {"series": 'serval_router_stalls_total{role="decode", worker="other"}', "values": "0x60 1x120 1x60 1x60"},
+        ],
+        "alert_rule_test": [
+            {"eval_time": at, "alertname": "ServalRouterStalls", "exp_alerts": alerts}
+            for at, alerts in (("1h30m", []), ("3h30m", fires), ("4h30m", []))
+        ],
+    }
+    assert differs(rules, test) == ""
+
+
+def differs(rules: Path, test: dict[str, Any]) -> str:
+    """What promtool finds other than `test` expects; empty: nothing."""
     file = rules.with_name("test.yaml")
     content = {"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": [test]}
     file.write_text(yaml.safe_dump(content, sort_keys=False))
-    assert promtool("test", "rules", str(file)) == ""
+    return promtool("test", "rules", str(file))
 
 
 def test_every_way_to_waste_has_a_line() -> None:
