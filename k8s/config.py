@@ -11,6 +11,7 @@ Flavour = Literal["rayservice", "plain"]
 
 NAME = r"^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|Ki|Mi|Gi|Ti)?$"
+CORES = r"^[0-9]+(\.[0-9]+)?m?$"
 
 
 class Settings(BaseModel):
@@ -80,7 +81,10 @@ class PoolConfig(Settings):
         None, ge=1, description="Pods at most, for whoever scales. None: `replicas`, which nobody changes."
     )
     cpu: str = Field(
-        "1", pattern=QUANTITY, description="Cores that are asked for. There is no limit: a throttled loop stutters."
+        "1",
+        pattern=CORES,
+        description="Cores that are asked for. There is no limit: a throttled loop stutters. Where engine.threads is null, so many "
+        "threads compute.",
     )
     memory: str = Field(
         "2Gi",
@@ -230,7 +234,7 @@ def _bound_of(bound: float, buckets: Sequence[float]) -> float:
 class RayConfig(Settings):
     """What only the RayService flavour needs."""
 
-    head_cpu: str = Field("1", pattern=QUANTITY, description="Cores of the head, which runs Ray's own processes and no worker.")
+    head_cpu: str = Field("1", pattern=CORES, description="Cores of the head, which runs Ray's own processes and no worker.")
     head_memory: str = Field(
         "4Gi", pattern=QUANTITY, description="Memory of the head. Measured at 2.2 GiB with three replicas."
     )

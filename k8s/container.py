@@ -28,6 +28,12 @@ def gpus_of(deployment: Deployment, role: Role) -> int:
     return pool_of(deployment, role).gpus * deployment.processes_of(role)
 
 
+def cores_of(deployment: Deployment, role: Role) -> int:
+    """That a pod asks for; a part of one is a thread's, too. The node's others are other pods'."""
+    cpu = pool_of(deployment, role).cpu
+    return max(1, math.ceil(float(cpu.removesuffix("m")) / (1000 if cpu.endswith("m") else 1)))
+
+
 def workers_at_least(deployment: Deployment, role: Role) -> int:
     """Members of the role that there are whatever the load: the scaling policy's limit, where there is one."""
     scaling = deployment.config.scaling
@@ -84,7 +90,8 @@ def environment(deployment: Deployment, role: Role) -> list[dict[str, Any]]:
     from_pod = {"POD_NAME": "metadata.name", "POD_IP": "status.podIP"}
     fields = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in from_pod.items()]
     # A name or path of the machine that renders has no place in a pod: only what the settings say.
-    values = library_settings(deployment.config, role) | {"HOME": "/tmp", "SERVAL_CACHE": CACHE_FOLDER}
+    values = library_settings(deployment.config, role, cores_of(deployment, role))
+    values |= {"HOME": "/tmp", "SERVAL_CACHE": CACHE_FOLDER}
     if role != "router":
         first, last = deployment.kubernetes.network.kv_ports
         values["UCX_TCP_PORT_RANGE"] = f"{first}-{last}"

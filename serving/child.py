@@ -134,13 +134,15 @@ class Child:
 def environment(config: ServalConfig, role: Role | None = None) -> dict[str, str]:
     """The child's environment: ours, and what libraries read only once, when they are loaded. `role`: None where processes of
     all roles have this one environment."""
-    return os.environ | library_settings(config, role) | {"NIXL_LOG_LEVEL": os.environ.get("NIXL_LOG_LEVEL", "ERROR")}
+    own = library_settings(config, role, len(os.sched_getaffinity(0)))
+    return os.environ | own | {"NIXL_LOG_LEVEL": os.environ.get("NIXL_LOG_LEVEL", "ERROR")}
 
 
-def library_settings(config: ServalConfig, role: Role | None = None) -> dict[str, str]:
-    """Environment variables that a process of `role` needs before it starts; None: a process of any."""
+def library_settings(config: ServalConfig, role: Role | None, cores: int) -> dict[str, str]:
+    """Environment variables that a process of `role` needs before it starts; None: a process of any. `cores`: how many it finds
+    where it runs, all of which it takes when engine.threads says none."""
     engine = config.engine_of(role) if role in ("prefill", "decode") else config.engine
-    threads = str(engine.threads or os.cpu_count() or 1)
+    threads = str(engine.threads or cores)
     return {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,

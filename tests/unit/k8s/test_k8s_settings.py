@@ -1,5 +1,6 @@
 """The `kubernetes` settings: what is wrong is one line that names the setting; who may talk to whom."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.unit.k8s.k8s_support import all_objects, each_deployment, of_kind, po
         ("kubernetes.decode.gpus", 8, "kubernetes.decode.gpus: must be less than or equal to 1, not 8"),
         ("kubernetes.decode.replica", 2, "kubernetes.decode.replica: no such setting; did you mean replicas?"),
         ("kubernetes.prefill.memory", "lots", "kubernetes.prefill.memory: "),
+        ("kubernetes.prefill.cpu", "2Gi", "kubernetes.prefill.cpu: "),
         ("kubernetes.network.kv_ports", [9, 10], "kubernetes.network.kv_ports: must be two ports from 1024 to 65535"),
         ("transfer.net_device", "lo", "transfer.net_device: lo reaches no other pod"),
         ("router.http_port", 80, "router.http_port: must be 1024 or more on Kubernetes"),
@@ -51,6 +53,26 @@ def test_a_worker_is_one_pod_with_a_gpu_for_each_of_its_processes() -> None:
         assert gpus == {"router": None, "prefill": "4", "decode": "4"}
     served = serve_config(load(None, "gpu", split))["applications"][0]["deployments"]
     assert [one["ray_actor_options"]["num_gpus"] for one in served] == [0, 4, 4]
+
+
+@pytest.mark.parametrize("flavour", ["plain", "rayservice"])
+def test_threads_that_nobody_set_are_those_of_the_pod_whatever_machine_renders(
+    flavour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = {"prefill_engine": {"threads": 5}, "decode_engine": {"threads": None}}
+    settings = {"kubernetes.flavour": flavour} | engines
+    cores = {"kubernetes.router.cpu": "250m", "kubernetes.decode.cpu": "2500m", "kubernetes.prefill.cpu": "8"}
+    found = []
+    for count in (1, 61):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, count=count: set(range(count)))
+        found.append(objects(load(None, None, settings | cores)))
+    assert found[0] == found[1]
+    variables = {
+        role: {one["name"]: one.get("value") for one in pods(found[0])[role]["spec"]["containers"][0]["env"]} for role in ROLES
+    }
+    assert {role: own["OMP_NUM_THREADS"] for role, own in variables.items()} == {"router": "1", "prefill": "5", "decode": "3"}
+    assert {role: own["MKL_NUM_THREADS"] for role, own in variables.items()} == {"router": "1", "prefill": "5", "decode": "3"}
 
 
 def test_the_heads_state_may_outlive_it() -> None:
