@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +19,7 @@ from protocol.tls import PeerTlsFiles
 from router.config import RouterConfig
 from serving.config_errors import one_line
 from serving.model_folder import embedded_folder
+from serving.settings_yaml import parse
 from telemetry.config import TracingConfig
 from worker.config import HealthConfig, LinkConfig
 
@@ -27,17 +27,6 @@ BYTES = TypeAdapter(ByteSize)
 
 KUBERNETES = "kubernetes"
 """The group of settings that is k8s/'s own (k8s/config.py)."""
-
-
-class SettingsLoader(yaml.SafeLoader):
-    """Plain data, in which `off` is a word, as in YAML 1.2: several settings can be called that. A switch takes it as well."""
-
-
-SettingsLoader.yaml_implicit_resolvers = {
-    first: [(tag, words) for tag, words in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^([Tt]rue|[Ff]alse|TRUE|FALSE)$"), list("tTfF"))
 
 
 class ClusterConfig(BaseModel):
@@ -202,10 +191,10 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     settings = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        if not equals:
+        if not equals or not name:
             raise ConfigError(f"--set {pair}: must be NAME=VALUE, for example engine.block_size=32")
         try:
-            settings[name] = yaml.load(text, SettingsLoader)
+            settings[name] = parse(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{name}: {text!r} is not a YAML value") from error
     return settings
@@ -214,7 +203,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 def read_settings(file: Path) -> dict[str, Any]:
     """What a YAML file says, as it is. Raises ConfigError naming the file when it is no mapping."""
     try:
-        settings = yaml.load(file.read_text(), SettingsLoader)
+        settings = parse(file.read_text())
     except (OSError, UnicodeDecodeError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "not a text file"
         raise ConfigError(f"{file}: {reason}") from error
@@ -282,7 +271,7 @@ def _read_sizes(settings: dict[str, Any]) -> None:
         if not isinstance(group, dict):
             continue
         for name, value in group.items():
-            if name.endswith("_bytes") and isinstance(value, str):
+            if str(name).endswith("_bytes") and isinstance(value, str):
                 try:
                     group[name] = int(BYTES.validate_python(value))
                 except ValidationError as error:

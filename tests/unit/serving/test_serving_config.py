@@ -101,6 +101,12 @@ def test_a_wrong_value_is_one_line_that_names_the_setting(name: str, value: obje
         ("- a\n- b\n", "serval.yaml: must be a mapping of settings"),
         ("engine:\n  block_size: 1.5\n", "engine.block_size: must be a valid integer"),
         ("nonsense: 1\n", "nonsense: no such setting"),
+        ("engine: {threads: 1}\nengine: {block_size: 32}\n", "serval.yaml:2: not valid YAML: engine is set twice"),
+        ("engine:\n  threads: 1\n  threads: 2\n", "serval.yaml:3: not valid YAML: threads is set twice"),
+        ("model: 2026-13-45\n", "serval.yaml: not valid YAML: month must be in 1..12"),
+        (f"engine: {{threads: {'9' * 5000}}}\n", "serval.yaml: not valid YAML: Exceeds the limit"),
+        ("engine: " + "[" * 3000, "serval.yaml: not valid YAML: maximum recursion depth exceeded"),
+        ("engine: {1: 512MiB}\n", "engine.1: "),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -118,8 +124,17 @@ def test_an_empty_file_and_an_empty_group_mean_defaults(tmp_path: Path) -> None:
 
 def test_settings_on_the_command_line_are_yaml() -> None:
     assert parse_settings(["a.b=3", "c=null", "d=x=y"]) == {"a.b": 3, "c": None, "d": "x=y"}
-    with pytest.raises(ConfigError, match="must be NAME=VALUE"):
-        parse_settings(["block_size"])
+    for pair in ("block_size", "=32"):
+        with pytest.raises(ConfigError, match="must be NAME=VALUE"):
+            parse_settings([pair])
+    with pytest.raises(ConfigError, match="is not a YAML value"):
+        parse_settings(["model=2026-13-45"])
+
+
+def test_an_alias_may_be_changed(tmp_path: Path) -> None:
+    text = "engine: &common {block_size: 32, threads: 1}\nprefill_engine: {<<: *common, threads: 2}\n"
+    config = load(write(tmp_path, text), {})
+    assert (config.engine.threads, config.engine_of("prefill").threads) == (1, 2)
 
 
 def test_every_setting_says_what_it_is() -> None:
