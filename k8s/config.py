@@ -1,23 +1,43 @@
 """The `kubernetes` group of settings: what a cluster of machines must know that `serval up` need not."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from k8s.words import (
+    ClusterName,
+    Cores,
+    LabelKey,
+    LabelValue,
+    NamespaceName,
+    ObjectName,
+    OptionalName,
+    Quantity,
+    ResourceName,
+    VariableName,
+)
 from telemetry.metrics import ITL_BUCKETS, TTFT_BUCKETS
 
 Flavour = Literal["rayservice", "plain"]
 
-NAME = r"^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$"
-QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|Ki|Mi|Gi|Ti)?$"
-CORES = r"^[0-9]+(\.[0-9]+)?m?$"
+MOST_PODS = 10_000
+"""Of a pool: more is a slip of the hand."""
 
 
 class Settings(BaseModel):
     """What all groups here share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _an_empty_group_means_defaults(cls, given: Any) -> Any:
+        """`slo:` with nothing below it, as everywhere in the settings."""
+        if not isinstance(given, dict):
+            return given
+        groups = {name for name, field in cls.model_fields.items() if isinstance(field.default, Settings)}
+        return {name: value for name, value in given.items() if value is not None or name not in groups}
 
 
 class ImageConfig(Settings):
@@ -27,11 +47,13 @@ class ImageConfig(Settings):
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
         "IfNotPresent", description="As Kubernetes says it. A tag that moves needs Always."
     )
-    pull_secrets: tuple[str, ...] = Field((), description="Names of Secrets that the image is pulled with.")
+    pull_secrets: tuple[ObjectName, ...] = Field((), description="Names of Secrets that the image is pulled with.")
 
     @field_validator("name")
     @classmethod
     def _is_pinned(cls, name: str) -> str:
+        if not name.isascii() or any(map(str.isspace, name)):
+            raise ValueError("must be one word of ASCII, such as registry.example/serval:0.1.0-cpu")
         tag = name.rpartition("/")[2].partition(":")[2]
         if "@sha256:" not in name and tag in ("", "latest"):
             raise ValueError("must have a tag other than latest, or a digest: pods of one pool would run different programs")
@@ -41,8 +63,7 @@ class ImageConfig(Settings):
 class ModelVolume(Settings):
     """Where the model's folder comes from, unless the image holds it."""
 
-    claim: str = Field(
-        min_length=1,
+    claim: ObjectName = Field(
         description="A PersistentVolumeClaim of the namespace, mounted read-only in every pod at the parent of `model`.",
     )
 
@@ -50,17 +71,15 @@ class ModelVolume(Settings):
 class RdmaConfig(Settings):
     """How pods get at the network cards that KV travels over."""
 
-    resource: str = Field(
+    resource: ResourceName = Field(
         "rdma/hca_shared_devices_a",
-        pattern="^[a-z0-9.-]+/[A-Za-z0-9_.-]+$",
         description="The device plugin's resource: rdma/hca_shared_devices_a, rdma/ib, nvidia.com/mlnxnics and so on.",
     )
     count: int = Field(
         1, ge=1, description="How many of it a worker takes. On some clouds one means every card of the machine."
     )
-    domain_label: str = Field(
+    domain_label: LabelKey = Field(
         "topology.kubernetes.io/zone",
-        min_length=1,
         description="Node label whose value is the same for all nodes that reach each other over RDMA. All prefill and decode "
         "workers are placed where it is the same: a transfer between two such domains would fail or crawl.",
     )
@@ -69,31 +88,28 @@ class RdmaConfig(Settings):
 class Toleration(Settings):
     """A taint of nodes that a pool may run on all the same."""
 
-    key: str = Field(min_length=1, description="The taint's key, such as nvidia.com/gpu.")
+    key: LabelKey = Field(description="The taint's key, such as nvidia.com/gpu.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = Field("NoSchedule", description="The taint's effect.")
 
 
 class PoolConfig(Settings):
     """The pods of one role."""
 
-    replicas: int = Field(1, ge=1, description="Pods at the start.")
+    replicas: int = Field(1, ge=1, le=MOST_PODS, description="Pods at the start.")
     max_replicas: int | None = Field(
-        None, ge=1, description="Pods at most, for whoever scales. None: `replicas`, which nobody changes."
+        None, ge=1, le=MOST_PODS, description="Pods at most, for whoever scales. None: `replicas`, which nobody changes."
     )
-    cpu: str = Field(
+    cpu: Cores = Field(
         "1",
-        pattern=CORES,
         description="Cores that are asked for. There is no limit: a throttled loop stutters. Where engine.threads is null, so many "
         "threads compute.",
     )
-    memory: str = Field(
+    memory: Quantity = Field(
         "2Gi",
-        pattern=QUANTITY,
         description="Memory, asked for and limit alike: weights, engine.kv_memory_bytes, transfer.landing_bytes, shm and 1 Gi.",
     )
-    shm: str = Field(
+    shm: Quantity = Field(
         "64Mi",
-        pattern=QUANTITY,
         description="Size of /dev/shm, in memory and counted as such. UCX and torch share memory between threads and processes "
         "there; Ray keeps its object store there (80 MB).",
     )
@@ -104,19 +120,21 @@ class PoolConfig(Settings):
         description="GPUs of each process. A pod takes one for every process in it that shares its model "
         "(engine.tensor_parallel_size).",
     )
-    gpu_resource: str = Field("nvidia.com/gpu", min_length=1, description="The device plugin's name for a GPU.")
-    hugepages_2mi: str | None = Field(
-        None, pattern=QUANTITY, description="Huge pages of 2 MiB, for RDMA registration of large pools. None: none."
+    gpu_resource: ResourceName = Field("nvidia.com/gpu", description="The device plugin's name for a GPU.")
+    hugepages_2mi: Quantity | None = Field(
+        None, description="Huge pages of 2 MiB, for RDMA registration of large pools. None: none."
     )
-    node_selector: dict[str, str] = Field({}, description="Labels that a node must have.")
+    node_selector: dict[LabelKey, LabelValue] = Field({}, description="Labels that a node must have.")
     tolerations: tuple[Toleration, ...] = Field((), description="Taints that are no obstacle.")
-    priority_class: str = Field("", description="PriorityClass of the pods. Empty: the cluster's default.")
+    priority_class: OptionalName = Field("", description="PriorityClass of the pods. Empty: the cluster's default.")
     start_timeout_s: int = Field(
         600,
         ge=10,
         description="Seconds until a pod must have started; then it is started again. A large model loads half an hour.",
     )
-    env: dict[str, str] = Field({}, description="More environment variables, such as NCCL_SOCKET_IFNAME or UCX_IB_GPU_INDEX.")
+    env: dict[VariableName, str] = Field(
+        {}, description="More environment variables, such as NCCL_SOCKET_IFNAME or UCX_IB_GPU_INDEX."
+    )
 
     @property
     def most(self) -> int:
@@ -126,9 +144,9 @@ class PoolConfig(Settings):
 class WorkerPoolConfig(PoolConfig):
     """The workers of one role: each is a pod, or with `hosts` a group of pods."""
 
-    replicas: int = Field(1, ge=1, description="Workers at the start.")
+    replicas: int = Field(1, ge=1, le=MOST_PODS, description="Workers at the start.")
     max_replicas: int | None = Field(
-        None, ge=1, description="Workers at most, for whoever scales. None: `replicas`, which nobody changes."
+        None, ge=1, le=MOST_PODS, description="Workers at most, for whoever scales. None: `replicas`, which nobody changes."
     )
     hosts: int = Field(
         1,
@@ -143,18 +161,18 @@ class WorkerPoolConfig(PoolConfig):
 class SecretsConfig(Settings):
     """Names of Secrets that must be there: what they hold never passes through these manifests. None: not used."""
 
-    front_tls: str | None = Field(
+    front_tls: ObjectName | None = Field(
         None, description="Of type kubernetes.io/tls (tls.crt, tls.key): shown to clients. Sets router.tls."
     )
-    api_keys: str | None = Field(
+    api_keys: ObjectName | None = Field(
         None, description="With the file keys.yaml of `serval keys new`. Sets router.keys_file; without it no key is asked for."
     )
-    peer_tls: str | None = Field(
+    peer_tls: ObjectName | None = Field(
         None,
         description="Prefix of three Secrets, NAME-router, NAME-prefill and NAME-decode, with tls.crt, tls.key and ca.crt each: by "
         "which processes know each other (docs/security.md). Each pod sees its own alone. Sets cluster.tls.",
     )
-    split_key: str | None = Field(
+    split_key: ObjectName | None = Field(
         None,
         description="Name of a Secret whose key `key` is any word that nobody else knows: by it the pods of a worker on several "
         "hosts know each other. Must be there where a pool has more than one of `hosts`.",
@@ -174,10 +192,10 @@ class NetworkConfig(Settings):
         description="TCP port on which a worker on several hosts waits for its followers; what they then compute travels on ports "
         "that torch and NCCL choose.",
     )
-    client_namespaces: dict[str, str] | None = Field(
+    client_namespaces: dict[LabelKey, LabelValue] | None = Field(
         None, description="Labels of the namespaces whose pods may reach the front. None: from everywhere."
     )
-    monitoring_namespaces: dict[str, str] = Field(
+    monitoring_namespaces: dict[LabelKey, LabelValue] = Field(
         {"kubernetes.io/metadata.name": "monitoring"}, description="Labels of the namespace that Prometheus runs in."
     )
     collector_port: int | None = Field(
@@ -234,10 +252,8 @@ def _bound_of(bound: float, buckets: Sequence[float]) -> float:
 class RayConfig(Settings):
     """What only the RayService flavour needs."""
 
-    head_cpu: str = Field("1", pattern=CORES, description="Cores of the head, which runs Ray's own processes and no worker.")
-    head_memory: str = Field(
-        "4Gi", pattern=QUANTITY, description="Memory of the head. Measured at 2.2 GiB with three replicas."
-    )
+    head_cpu: Cores = Field("1", description="Cores of the head, which runs Ray's own processes and no worker.")
+    head_memory: Quantity = Field("4Gi", description="Memory of the head. Measured at 2.2 GiB with three replicas.")
     autoscale: bool = Field(
         True, description="Ray's autoscaler beside the head adds pods, up to max_replicas, when Serve wants more replicas."
     )
@@ -246,10 +262,10 @@ class RayConfig(Settings):
         pattern=r"^[^:\s]+:[0-9]{1,5}$",
         description="host:port of a Redis that keeps the head's state, so that a new head finds its workers. None: without.",
     )
-    redis_secret: str | None = Field(
+    redis_secret: ObjectName | None = Field(
         None, description="Name of a Secret whose key `password` is that Redis' password. None: it asks for none."
     )
-    operator_namespaces: dict[str, str] = Field(
+    operator_namespaces: dict[LabelKey, LabelValue] = Field(
         {"kubernetes.io/metadata.name": "kuberay-operator"},
         description="Labels of the namespace that KubeRay's operator runs in.",
     )
@@ -258,10 +274,8 @@ class RayConfig(Settings):
 class KubernetesConfig(Settings):
     """How a cluster is laid out on Kubernetes."""
 
-    name: str = Field(
-        "serval", pattern=NAME, description="In front of each object's name: several clusters may share a namespace."
-    )
-    namespace: str = Field("serval", pattern=NAME, description="Where the objects are.")
+    name: ClusterName = Field("serval", description="In front of each object's name: several clusters may share a namespace.")
+    namespace: NamespaceName = Field("serval", description="Where the objects are.")
     flavour: Flavour = Field(
         "rayservice",
         description="rayservice: one KubeRay RayService, whose operator must be installed. plain: a Deployment per role, and "

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from k8s.config import KubernetesConfig
 from protocol.errors import ConfigError
-from serving.config import KUBERNETES, ServalConfig, compose, put_settings, read_settings
+from serving.config import KUBERNETES, ServalConfig, compose, group_of, put_settings, read_settings
 from serving.config_errors import one_line
 from serving.roles import Role
 
@@ -57,11 +57,11 @@ def load(file: Path | None, overlay: str | None, flags: Mapping[str, Any]) -> De
     for more in (read_overlay(overlay) if overlay else {}, read_settings(file) if file else {}):
         lay_over(settings, more)
     put_settings(settings, flags)
-    own = settings.pop(KUBERNETES, None) or {}
     try:
-        kubernetes = KubernetesConfig.model_validate(own)
+        kubernetes = KubernetesConfig.model_validate(group_of(settings, KUBERNETES))
     except ValidationError as error:
         raise ConfigError(f"{KUBERNETES}.{one_line(error, KubernetesConfig)}") from error
+    del settings[KUBERNETES]
     put_settings(settings, _imposed(kubernetes, settings))
     config = compose(settings, model_is_here=False)
     deployment = Deployment(config, kubernetes)
@@ -88,7 +88,7 @@ def lay_over(settings: dict[str, Any], more: Mapping[str, Any]) -> None:
     for name, value in more.items():
         if isinstance(value, dict) and isinstance(settings.get(name), dict):
             lay_over(settings[name], value)
-        else:
+        elif value is not None or not isinstance(settings.get(name), dict):  # `decode:` with nothing below it says nothing
             settings[name] = value
 
 
@@ -96,11 +96,11 @@ def _folder() -> Any:
     return resources.files("k8s") / "settings"
 
 
-def _imposed(kubernetes: KubernetesConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _imposed(kubernetes: KubernetesConfig, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that follow from the pods' layout, by dotted name."""
     secrets = kubernetes.secrets
     imposed: dict[str, Any] = {"cluster.prefill": 1, "cluster.decode": 1, "cluster.ray": False}
-    if not (settings.get("cluster") or {}).get("worker_port"):
+    if not group_of(settings, "cluster").get("worker_port"):
         imposed["cluster.worker_port"] = WORKER_PORT
     if secrets.front_tls:
         imposed["router.tls"] = {"certificate": f"{FRONT_TLS_FOLDER}/tls.crt", "key": f"{FRONT_TLS_FOLDER}/tls.key"}
@@ -114,9 +114,14 @@ def _imposed(kubernetes: KubernetesConfig, settings: Mapping[str, Any]) -> dict[
 
 def _check(config: ServalConfig) -> None:
     """Raises ConfigError for what serves one machine and no cluster."""
+    taken: dict[int, str] = {}
     for name in ("http_port", "grpc_port", "link_port"):
-        if getattr(config.router, name) < 1024:
+        port = getattr(config.router, name)
+        if port < 1024:
             raise ConfigError(f"router.{name}: must be 1024 or more on Kubernetes: a Service names it, and no process is root")
+        if port in taken:
+            raise ConfigError(f"router.{name}: must be another port than router.{taken[port]}, not {port} too")
+        taken[port] = name
     if not config.cluster.metrics_port:
         raise ConfigError("cluster.metrics_port: must be a port on Kubernetes, not 0: Prometheus is told which")
     if config.transfer.net_device == LOOPBACK:

@@ -221,7 +221,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 def _put(settings: dict[str, Any], name: str, value: Any) -> None:
     *groups, last = name.split(".")
     for group in groups:
-        settings = _group(settings, group)
+        settings = group_of(settings, group)
     settings[last] = value
 
 
@@ -250,15 +250,15 @@ def _model_elsewhere(settings: dict[str, Any]) -> Path:
 
 def _share_settings(settings: dict[str, Any], folder: Path) -> None:
     """What several packages must agree on is said once, and what follows from several workers on one machine is set."""
-    cluster = _group(settings, "cluster")
-    router = _group(settings, "router")
+    cluster = group_of(settings, "cluster")
+    router = group_of(settings, "router")
     router.setdefault("model", folder.name)
     if Path(router.get("model_dir") or folder) != folder:
         raise ConfigError(f"router.model_dir: must be left out, or be the same as model ({folder})")
     router["model_dir"] = folder
     if "host" in cluster:
         router.setdefault("host", cluster["host"])
-    engine = _group(settings, "engine")
+    engine = group_of(settings, "engine")
     # torch would take every core for every worker, and they would only wait for each other.
     engine.setdefault("threads", 1)
     if engine.get("max_model_len") is not None:  # what clients are told is what workers hold
@@ -278,7 +278,8 @@ def _read_sizes(settings: dict[str, Any]) -> None:
                     raise ConfigError(f"{group_name}.{name}: must be a size like 512MiB or 1GiB, not {value!r}") from error
 
 
-def _group(settings: dict[str, Any], name: str) -> dict[str, Any]:
+def group_of(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """The nested settings of that name, which are made if there are none. Raises ConfigError."""
     group = settings.setdefault(name, {})
     if group is None:  # `engine:` with nothing below it
         group = settings[name] = {}

@@ -33,6 +33,23 @@ from tests.unit.k8s.k8s_support import all_objects, each_deployment, of_kind, po
         ("cluster.metrics_port", 0, "cluster.metrics_port: must be a port on Kubernetes"),
         ("kubernetes.ray.redis_address", "redis", "kubernetes.ray.redis_address: "),
         ("model", "here", "model: must be the absolute path"),
+        ("kubernetes", 5, "kubernetes: must be a mapping of settings"),
+        ("cluster", [1], "cluster: must be a mapping of settings"),
+        ("kubernetes.name", "größe", "kubernetes.name: must be at most 32 small letters, digits and -"),
+        ("kubernetes.namespace", "My Team", "kubernetes.namespace: must be at most 63 small letters, digits and -"),
+        ("kubernetes.namespace", "a" * 64, "kubernetes.namespace: must be at most 63 small letters, digits and -"),
+        ("kubernetes.decode.cpu", "-1", "kubernetes.decode.cpu: must be an amount above 0 such as 4 or 500m"),
+        ("kubernetes.decode.cpu", "0.0", "kubernetes.decode.cpu: must be an amount above 0"),
+        ("kubernetes.decode.cpu", True, "kubernetes.decode.cpu: must be a valid string, not True"),
+        ("kubernetes.decode.memory", "4GiB", "kubernetes.decode.memory: must be an amount above 0"),
+        ("kubernetes.decode.replicas", 99_999_999_999, "kubernetes.decode.replicas: must be less than or equal to 10000"),
+        ("kubernetes.decode.gpu_resource", "gpu", "kubernetes.decode.gpu_resource: must be a device plugin's resource"),
+        ("kubernetes.decode.priority_class", "A B", "kubernetes.decode.priority_class: must be the name of an object"),
+        ("kubernetes.decode.env", {"A=B": "c"}, "kubernetes.decode.env.A=B.[key]: must be a variable's name"),
+        ("kubernetes.decode.node_selector", {"a": "b c"}, "kubernetes.decode.node_selector.a: must be a label's value"),
+        ("kubernetes.secrets.api_keys", "Keys", "kubernetes.secrets.api_keys: must be the name of an object"),
+        ("kubernetes.image.name", "a b:1", "kubernetes.image.name: must be one word of ASCII"),
+        ("router.grpc_port", 8000, "router.grpc_port: must be another port than router.http_port, not 8000 too"),
         ("engine.block_size", 0, "engine.block_size: must be greater than or equal to 1, not 0"),
     ],
 )
@@ -41,6 +58,22 @@ def test_a_wrong_setting_is_named(name: str, value: object, message: str) -> Non
         load(None, None, {name: value})
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
+
+
+def test_what_kubernetes_takes_is_taken() -> None:
+    long_name = "ml-platform-inference-production-eu-west-1"
+    own = {"name": "s", "namespace": long_name, "decode": {"cpu": 4, "memory": "16G"}, "prefill": {"cpu": 0.5}}
+    made = load(None, None, {f"kubernetes.{name}": value for name, value in own.items()}).kubernetes
+    assert (made.namespace, made.decode.cpu, made.decode.memory, made.prefill.cpu) == (long_name, "4", "16G", "0.5")
+    assert load(None, None, {"kubernetes.namespace": "1team"}).kubernetes.namespace == "1team"
+
+
+def test_an_empty_group_means_what_it_would_be_without(tmp_path: Path) -> None:
+    file = tmp_path / "serval.yaml"
+    file.write_text("kubernetes:\n  slo:\n  decode:\n  ")
+    for overlay in (None, "gpu"):
+        made, without = load(file, overlay, {}), load(None, overlay, {})
+        assert (made.kubernetes.slo, made.kubernetes.decode) == (without.kubernetes.slo, without.kubernetes.decode)
 
 
 def test_a_worker_is_one_pod_with_a_gpu_for_each_of_its_processes() -> None:
