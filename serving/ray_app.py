@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import httpx
 
 from planner.scaling_config import PoolLimits, ScalingConfig
 from protocol.errors import ConfigError
@@ -20,13 +20,13 @@ from serving.display import Display
 from serving.front import front_url, trust_own
 from serving.launcher import ClusterFailed
 from serving.membership import describe_workers, wait_until_there_are
+from serving.own_ray import explained, own_ray
 from serving.ports import ROUTER_PORTS, any_free_port, require_free
 from serving.roles import Role, members
 from serving.status import Ready
 
-# Read once, when ray is imported and when its processes start. The small object store is enough: no tensor goes through it.
 RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
-OBJECT_STORE_BYTES = 80_000_000
+"""Read once, when ray is imported and when its processes start."""
 
 APPLICATION = "serval"
 DEPLOYMENTS: dict[Role, str] = {"router": "Router", "prefill": "PrefillWorker", "decode": "DecodeWorker"}
@@ -49,28 +49,16 @@ def run(config: ServalConfig, display: Display) -> int:
     """Runs until Ctrl-C, which drains; the second kills. The exit status. Raises ClusterFailed and ConfigError."""
     os.environ.update(RAY_ENVIRONMENT | environment(config))
     try:
-        import ray
+        import ray  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"cluster.ray: needs the extra `ray` ({error}): pip install -e '.[ray]'") from error
     started = time.monotonic()
     config = settle_ports(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    folder = tempfile.mkdtemp(prefix="serval-ray-")
-    try:
-        display.reporter("ray")("starting Ray", 0, 1)
-        ray.init(
-            # Never a Ray that runs here already: it would be shut down with us.
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
-        )
-        with _interruptible():
-            return _serve(config, display, started)
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    display.reporter("ray")("starting Ray", 0, 1)
+    # Twice: Ray puts its own handlers in their place when it has started.
+    with _interruptible(), own_ray(), _interruptible():
+        return _serve(config, display, started)
 
 
 def settle_ports(config: ServalConfig) -> ServalConfig:
@@ -97,17 +85,26 @@ def build_application(
 
     cluster = config.cluster
     # The threads that a worker computes with are its own setting; Ray would refuse to put three workers on two cores.
-    settings = replica_settings(cluster) | {"max_constructor_retry_count": 1, "ray_actor_options": {"num_cpus": 0}}
+    settings = replica_settings(cluster) | {"max_constructor_retry_count": 1}
     text = config.model_dump_json()
 
     def deployment(role: Role, replicas: int, *parts: Any) -> Any:
+        # On a cluster of machines each process finds the environment of its own role there.
+        actor = {"num_cpus": 0} | ({} if routers else own_environment(config, role))
         made = serve.deployment(Replica).options(
-            name=DEPLOYMENTS[role], **settings, **replica_count(config.scaling, role, replicas)
+            name=DEPLOYMENTS[role], ray_actor_options=actor, **settings, **replica_count(config.scaling, role, replicas)
         )
         return made.bind(role, text, tuple(routers), Spread((hosts or {}).get(role, 1), split_port), *parts)
 
     prefill, decode = deployment("prefill", cluster.prefill), deployment("decode", cluster.decode)
     return deployment("router", 1, prefill, decode)
+
+
+def own_environment(config: ServalConfig, role: Role) -> dict[str, Any]:
+    """What a process of `role` must find in its environment other than Ray was started with. A replica for which there is none can
+    be one of the processes that Ray keeps ready."""
+    own = dict(environment(config, role).items() - environment(config).items())
+    return {"runtime_env": {"env_vars": own}} if own else {}
 
 
 def replica_count(scaling: ScalingConfig | None, role: Role, replicas: int) -> dict[str, Any]:
@@ -147,8 +144,9 @@ def _serve(config: ServalConfig, display: Display, started: float) -> int:
     from ray import serve
 
     try:
-        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-        _deploy(config)
+        with explained("Ray Serve did not start"):
+            serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+            _deploy(config)
         _wait_running(config, display, started + config.cluster.start_timeout_s)
         ready = _wait_joined(config, started + config.cluster.start_timeout_s)
         display.finish("ray")
@@ -158,7 +156,7 @@ def _serve(config: ServalConfig, display: Display, started: float) -> int:
     except KeyboardInterrupt:
         return _stop(config, display)
     except BaseException:
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt, Exception):  # what went wrong first is what is told
             serve.shutdown()
         raise
     return 0
@@ -191,7 +189,8 @@ def _stop(config: ServalConfig, display: Display) -> int:
         with contextlib.suppress(Exception):
             drained = serve.get_app_handle(APPLICATION).drain.remote()
             drained.result(timeout_s=config.cluster.drain_timeout_s + 1.0)
-        serve.shutdown()
+        with explained("Ray Serve did not stop"):
+            serve.shutdown()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return 0
@@ -219,8 +218,10 @@ def _wait_joined(config: ServalConfig, deadline: float) -> dict[str, Ready]:
 
     async def wait() -> list[dict[str, Any]]:
         async with asyncio.timeout(max(1.0, deadline - time.monotonic())):
-            await wait_until_there_are(url, {"prefill": config.cluster.prefill, "decode": config.cluster.decode}, trust)
-            return await describe_workers(url, trust)
+            while True:
+                await wait_until_there_are(url, {"prefill": config.cluster.prefill, "decode": config.cluster.decode}, trust)
+                with contextlib.suppress(httpx.HTTPError):  # a router that is too busy to answer this once
+                    return await describe_workers(url, trust)
 
     try:
         workers = asyncio.run(wait())

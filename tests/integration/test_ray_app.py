@@ -22,6 +22,9 @@ from tests.integration.test_launcher import until
 pytest.importorskip("ray", reason="needs the extra `ray`")
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(300)]
 
+DECODE_THREADS = 3
+"""Other than what a machine has, and than prefill's: one, as nothing is said of it."""
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["RayCluster"]:
@@ -43,6 +46,7 @@ class RayCluster:
         self.log = scratch / "log"
         command = [sys.executable, "-m", "serving.cli", "up", "--ray", "--model", str(model), "--kv-memory", "4MiB"]
         flags = ["--dtype", "float32", "--http-port", "0", "--grpc-port", "0", "--link-port", "0"]
+        flags += ["--set", f"decode_engine.threads={DECODE_THREADS}"]
         with self.log.open("w") as log:
             environment = os.environ | {"TMPDIR": str(self.scratch)}
             self.process = subprocess.Popen([*command, *flags], stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -78,6 +82,13 @@ def test_it_answers_through_both_pools(cluster: RayCluster) -> None:
     assert set(cluster.workers()) == {"prefill-0", "decode-0"}
     cluster.answer()
     assert cluster.metric("decode-0", "serval_kv_transfer_bytes_total") > 0
+
+
+def test_a_replica_finds_the_environment_of_its_own_role(cluster: RayCluster) -> None:
+    """Libraries read it when they are loaded, long before the replica knows what it is."""
+    found = {name: psutil.Process(int(str(one["pid"]))).environ() for name, one in cluster.workers().items()}
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        assert {name: own[variable] for name, own in found.items()} == {"prefill-0": "1", "decode-0": str(DECODE_THREADS)}
 
 
 @pytest.mark.parametrize("name", ["decode-0", "prefill-0"])
@@ -125,3 +136,18 @@ def test_a_taken_port_is_named() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ConfigError, match=r"^router\.grpc_port: "):
         settle_ports(load(None, {"router.http_port": 0, "router.grpc_port": server.getsockname()[1]}))
+
+
+def test_a_ray_that_cannot_start_is_one_line(tmp_path: Path) -> None:
+    """Here for the length of its sockets' paths, of which it tells when it has made its folder."""
+    scratch = tmp_path / ("x" * 90)
+    scratch.mkdir()
+    model = write_tiny_llama(tmp_path / "tiny")
+    command = [sys.executable, "-m", "serving.cli", "up", "--ray", "--model", str(model)]
+    ports = ["--http-port", "0", "--grpc-port", "0", "--link-port", "0"]
+    environment = os.environ | {"TMPDIR": str(scratch)}
+    done = subprocess.run([*command, *ports], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("serval: error: Ray did not start: ")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list(scratch.iterdir()) == []

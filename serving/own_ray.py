@@ -1,0 +1,96 @@
+"""A Ray of our own on this machine, from its start to the end of all that it left."""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from serving.launcher import ClusterFailed
+
+OBJECT_STORE_BYTES = 80_000_000
+"""Small: no tensor goes through it."""
+
+END_TIMEOUT_S = 5.0
+"""Between asking what a failed start has left to end, and killing it."""
+POLL_S = 0.05
+
+
+@contextlib.contextmanager
+def own_ray() -> Iterator[None]:
+    """However it ends, also where it does not start, none of its processes and files stay. Raises ClusterFailed, and ImportError
+    where there is no Ray."""
+    import ray
+
+    before, folder = _children(), tempfile.mkdtemp(prefix="serval-ray-")
+    try:
+        with explained("Ray did not start"):
+            ray.init(
+                # Never a Ray that runs here already: it would be shut down with us.
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+            )
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # what is wrong with it by now was said, and the rest must go all the same
+            ray.shutdown()
+        # A start that fails half-way is forgotten by Ray, and its processes are not.
+        _end(_children() - before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Any error of Ray's, which has no common base for them, as a ClusterFailed that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        raise ClusterFailed(f"{what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """One line. What another process raised comes as an error whose own words are a traceback."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(cause).__name__
+    if isinstance(cause, TimeoutError) or "timed out" in reason:
+        return f"{reason.removesuffix('.')}; Ray gives up early on a machine that is busy with other work: try again"
+    return reason
+
+
+def _children() -> set[int]:
+    """Processes whose parent is this one."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            # Behind the command, which is in brackets and may hold anything: the state, and the parent.
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid():
+                found.add(int(folder.name))
+    return found
+
+
+def _end(children: set[int]) -> None:
+    """Asks first: Ray's own end their children."""
+    for number, timeout_s in ((signal.SIGTERM, END_TIMEOUT_S), (signal.SIGKILL, END_TIMEOUT_S)):
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+        deadline = time.monotonic() + timeout_s
+        while children and time.monotonic() < deadline:
+            children = {child for child in children if not _has_ended(child)}
+            time.sleep(POLL_S)
+
+
+def _has_ended(child: int) -> bool:
+    try:
+        return os.waitpid(child, os.WNOHANG)[0] != 0
+    except ChildProcessError:  # somebody else has heard of its end
+        return True

@@ -1,0 +1,109 @@
+"""A Ray that does not start: one sentence, and nothing of it stays. What it had started by then is a stand-in."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="needs the extra `ray`")
+import ray
+from ray.exceptions import GetTimeoutError, RaySystemError, RayTaskError
+
+from serving import own_ray as module
+from serving.launcher import ClusterFailed
+from serving.own_ray import explained, own_ray
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(30)]
+
+# What ray.init raises on a machine that is too busy for it.
+LATE = "The current node timed out during startup. This could happen because the GCS has become overloaded."
+BUSY = "Ray gives up early on a machine that is busy with other work: try again"
+
+POLITE = "import time; print('there', flush=True); time.sleep(60)"
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + POLITE
+
+
+@pytest.fixture
+def half_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[str, BaseException], "list[subprocess.Popen[Any]]"]:
+    """Makes ray.init start a process that runs a program, write a file, and fail. Returns the processes that there will be."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(module, "END_TIMEOUT_S", 1.0)
+
+    def prepare(program: str, error: BaseException) -> "list[subprocess.Popen[Any]]":
+        started: list[subprocess.Popen[Any]] = []
+
+        def init(*, _temp_dir: str, **_: object) -> None:
+            Path(_temp_dir, "session").write_text("of a Ray that does not start")
+            child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+            started.append(child)
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"there\n"
+            raise error
+
+        monkeypatch.setattr(ray, "init", init)
+        return started
+
+    return prepare
+
+
+@pytest.mark.parametrize("program", [POLITE, DEAF])
+def test_a_start_that_fails_half_way_leaves_nothing(half_started: Any, program: str, tmp_path: Path) -> None:
+    started = half_started(program, Exception(LATE))
+    own = subprocess.Popen([sys.executable, "-c", POLITE], stdout=subprocess.PIPE)
+    try:
+        with pytest.raises(ClusterFailed) as raised, own_ray():
+            pytest.fail("it did not start")
+        assert str(raised.value) == f"Ray did not start: {LATE.removesuffix('.')}; {BUSY}"
+        assert list(tmp_path.iterdir()) == []
+        assert not Path(f"/proc/{started[0].pid}").exists()
+        assert own.poll() is None, "was there before"
+    finally:
+        own.kill()
+        own.wait()
+
+
+def test_an_interrupted_start_leaves_nothing(half_started: Any, tmp_path: Path) -> None:
+    started = half_started(POLITE, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt), own_ray():
+        pytest.fail("it did not start")
+    assert list(tmp_path.iterdir()) == []
+    assert not Path(f"/proc/{started[0].pid}").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (GetTimeoutError("Get timed out: some object(s) not ready."), f"Get timed out: some object(s) not ready; {BUSY}"),
+        (
+            ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:6379"),
+            "Failed to connect to Ray cluster at 127.0.0.1:6379",
+        ),
+        (RaySystemError("the store is full\nTraceback: ..."), "System error: the store is full"),
+        (RayTaskError("build", "Traceback: ...\nOSError: no such folder", OSError("no such folder")), "no such folder"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_whatever_ray_raises_is_one_line(error: Exception, says: str) -> None:
+    with pytest.raises(ClusterFailed) as raised, explained("Ray Serve did not start"):
+        raise error
+    assert str(raised.value) == f"Ray Serve did not start: {says}"
+    assert raised.value.__cause__ is error
+
+
+def test_children_are_those_of_this_process() -> None:
+    child = subprocess.Popen([sys.executable, "-c", POLITE], stdout=subprocess.PIPE)
+    try:
+        found = module._children()
+        assert child.pid in found
+        assert not {os.getpid(), os.getppid()} & found
+    finally:
+        child.kill()
+        child.wait()
+    assert child.pid not in module._children()
