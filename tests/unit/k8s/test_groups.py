@@ -139,6 +139,9 @@ def test_a_budget_takes_one_worker_at_a_time() -> None:
     }
     scaled = objects(made_of("rayservice", scaling={"decode": {"min": 1, "max": 3}}))
     assert of_kind(scaled, "PodDisruptionBudget")["serval-decode"]["spec"]["minAvailable"] == 1
+    alone = objects(deployment(None, "rayservice", scaling={"decode": {"min": 1, "max": 5}}))
+    budget = of_kind(alone, "PodDisruptionBudget")["serval-decode"]
+    assert budget["spec"]["minAvailable"] == 0, "what docs/kubernetes.md warns of"
 
 
 @pytest.mark.parametrize(
