@@ -43,7 +43,6 @@ class Flow:
         self._settling: asyncio.Task[float] | None = None
         self._reservation = Reservation(request, parts)
         self._late_end: tuple[Outcome, str] | None = None
-        self._end_owes_prefill_time = False
         self._is_handed_back = False
         self._in_engine = False
         self._computes_here: tuple[int, float] | None = None
@@ -221,6 +220,8 @@ class Flow:
         output = request.output([first.token_id], logprobs, ended, first.prompt_logprobs)
         output.prefill_busy_s = first.busy_s
         request.tell(output)
+        if not request.is_given_up:
+            request.told_prefill_s = first.busy_s
 
     # ---- here
 
@@ -252,7 +253,6 @@ class Flow:
             self._tell_end(outcome, message)
         elif self._late_end is None and not self.request.lifecycle.has_ended:
             self._late_end = outcome, message
-            self._end_owes_prefill_time = self._prefill_owes_time
 
     @property
     def _prefill_owes_time(self) -> bool:
@@ -285,12 +285,19 @@ class Flow:
             self._parts.engine.release(self._sequence)
         self._parts.line.advance()
         if self._settling is not None:
-            busy_s = await self._settling
+            await self._settling
             self._parts.line.advance()
-            if self._end_owes_prefill_time:
-                self.request.timings.prefill_busy_s = busy_s
         if self._late_end is not None:
             self._tell_end(*self._late_end)
+        self._account_for_the_rest()
+
+    def _account_for_the_rest(self) -> None:
+        """What the request's end could not say any more goes into the load reports."""
+        request, book = self.request, self._parts.busy_book
+        book.lost(request.router, request.untold_s)
+        late_s = request.timings.prefill_busy_s - request.told_prefill_s
+        if request.prefill is not None and late_s > 0:
+            book.told(request.router, request.prefill.incarnation, late_s)
 
     def _settle(self) -> None:
         """Stops copying at once, and ends the lease in the background."""
@@ -300,7 +307,7 @@ class Flow:
         self._settling.add_done_callback(self._take_prefill_time)
 
     def _take_prefill_time(self, settled: asyncio.Task[float]) -> None:
-        """What a prefill worker spent on a prompt that was then computed here counts too, if it says so before the answer ends."""
+        """What a prefill worker spent on a prompt that was then computed here counts too."""
         if not settled.cancelled() and settled.exception() is None:
             timings = self.request.timings
             timings.prefill_busy_s = max(timings.prefill_busy_s, settled.result())

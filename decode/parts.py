@@ -1,6 +1,6 @@
 """What all requests of a decode worker share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from decode.admission import AdmissionLine
 from decode.break_even import BreakEven
@@ -15,6 +15,7 @@ from protocol.ids import Incarnation
 from telemetry.metrics import Metrics
 from telemetry.recent import RecentRate
 from telemetry.tracing import Tracing
+from worker.busy_book import BusyBook
 from worker.hold import Hold
 
 
@@ -37,3 +38,4 @@ class Parts:
     tracing: Tracing
     hold: Hold
     pairs: Pairs
+    busy_book: BusyBook = field(default_factory=BusyBook)

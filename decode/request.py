@@ -25,6 +25,8 @@ class DecodeRequest:
     """Owned by the event loop. `sequence` holds the KV blocks from the reservation on; `lease` the landing slot."""
 
     link: RouterLink
+    router: Incarnation
+    """The process at the link's other end when it came."""
     number: RequestNumber
     request_id: RequestId
     sequence: Sequence
@@ -39,6 +41,9 @@ class DecodeRequest:
     timings: cluster_pb2.Timings = field(default_factory=cluster_pb2.Timings)
     arrived_at: float = field(default_factory=time.monotonic)
     decode_started_at: float | None = None
+    told_s: float = 0.0
+    told_prefill_s: float = 0.0
+    """Seconds of the engine here, and of the prefill worker's, that the router was told."""
     is_given_up: bool = False
     """Its router's stream is gone. What is said on a later one would be taken for another request's of that number."""
 
@@ -52,6 +57,7 @@ class DecodeRequest:
         begin = len(submit.prompt) - submit.output_tokens
         return cls(
             link=link,
+            router=link.router,
             number=RequestNumber(submit.request),
             request_id=RequestId(submit.request_id),
             sequence=Sequence(key, list(submit.prompt[:begin]), params, output=list(submit.prompt[begin:])),
@@ -59,6 +65,11 @@ class DecodeRequest:
             deadline=time.monotonic() + submit.timeout_s,
             span=tracing.start(span_names.DECODE, TraceContext(submit.traceparent, submit.tracestate)),
         )
+
+    @property
+    def untold_s(self) -> float:
+        """Seconds of the engine here that the router does not know of."""
+        return self.sequence.busy_s - self.told_s
 
     def facts(self) -> dict[str, Any]:
         """What a test is told of it (worker/hold.py)."""
@@ -78,6 +89,7 @@ class DecodeRequest:
             request_id=self.request_id,
             attempt=self.attempt,
             decode_incarnation=decode_incarnation,
+            router_incarnation=self.router,
             prefill_incarnation=self.prefill.incarnation,
             prompt=self.sequence.tokens,
             output_tokens=len(self.sequence.output),
@@ -124,6 +136,8 @@ class DecodeRequest:
         if self.decode_started_at is not None:
             self.timings.decode_s = time.monotonic() - self.decode_started_at
         self.timings.decode_busy_s = self.sequence.busy_s
+        if not self.is_given_up:
+            self.told_s, self.told_prefill_s = self.timings.decode_busy_s, self.timings.prefill_busy_s
         self.span.end(outcome, self._figures() if self.span.is_recording else None)
         return cluster_pb2.Ended(
             outcome=str(outcome),

@@ -11,6 +11,7 @@ from decode.parts import Parts
 from decode.request import DecodeRequest
 from engine.sequence import SequenceUpdate
 from protocol import cluster_pb2
+from protocol.ids import Incarnation
 from protocol.outcomes import Outcome
 from worker.hold import Point
 from worker.router_link import RouterLink
@@ -33,7 +34,6 @@ class Requests:
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
-        self._lost_busy_s = 0.0
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -68,17 +68,16 @@ class Requests:
             flow.request.is_given_up = True
             flow.cancel()
 
-    def describe_load(self, load: cluster_pb2.LoadReport) -> None:
-        """Fills in what only the role knows."""
+    def describe_load(self, load: cluster_pb2.LoadReport, router: Incarnation) -> None:
+        """Fills in what only the role knows, for that router."""
         parts = self._parts
         load.waiting = max(0, len(self) - load.running)
         load.waiting_for_blocks = len(parts.line)
         flows = self._by_key.values()
         load.queued_tokens = sum(flow.tokens_to_compute for flow in flows)
         load.kv_blocks_in_prefill = sum(len(flow.request.sequence.blocks) for flow in flows if flow.waits_for_prompt)
-        open_requests = [flow.request for flow in flows if not flow.request.lifecycle.has_ended]
-        load.untold_busy_s = sum(request.sequence.busy_s for request in open_requests)
-        load.lost_busy_s = self._lost_busy_s
+        load.untold_busy_s = sum(flow.request.untold_s for flow in flows if flow.request.router == router)
+        parts.busy_book.describe(load, router)
         load.transfer_bytes_per_s = parts.transfers.per_second
         load.avoided_prefill.extend(parts.pairs.avoided)
         load.local_prefill_max_tokens = parts.break_even.max_tokens
@@ -142,7 +141,5 @@ class Requests:
         number = (flow.request.link, flow.request.number)
         if self._by_number.get(number) is flow:
             del self._by_number[number]
-        else:  # its router is gone
-            self._lost_busy_s += flow.request.sequence.busy_s
         if not self._by_key:
             self._idle.set()

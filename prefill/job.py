@@ -34,14 +34,26 @@ class Job:
     refused: ServalError | None = None
     is_aborted: bool = False
     """The decode worker no longer wants it: where the engine has not got it yet, it must not."""
-    is_told: bool = False
-    """The decode worker knows what it took, or asks for it."""
+    told_s: float = 0.0
+    """Seconds of the engine that the decode worker was told of."""
+    tellers: int = 1
+    """Who can still tell it more: the call itself, and those that abort it."""
     is_submitted: bool = False
     """The engine has it, so `computed` will be set."""
 
     @property
     def decode_incarnation(self) -> Incarnation:
         return Incarnation(self.request.decode_incarnation)
+
+    @property
+    def router(self) -> Incarnation:
+        """Whose request it is."""
+        return Incarnation(self.request.router_incarnation)
+
+    @property
+    def untold_s(self) -> float:
+        """Seconds of the engine that nobody knows of yet."""
+        return self.sequence.busy_s - self.told_s
 
     @property
     def lease_id(self) -> LeaseId:

@@ -29,6 +29,7 @@ from protocol.sampling import SamplingParams
 from telemetry import span_names
 from telemetry.recent import RecentRate
 from telemetry.tracing import TraceContext, Tracing
+from worker.busy_book import BusyBook
 from worker.hold import THIRDS, Hold, Point, layers_at
 from worker.wire import logprobs_to_proto
 
@@ -60,18 +61,18 @@ class Jobs:
         self._idle.set()
         self._draining = False
         self._transfers = RecentRate()
-        self._lost_busy_s = 0.0
+        self._busy_book = BusyBook()
         self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def describe_load(self, load: cluster_pb2.LoadReport) -> None:
-        """Fills in what only the role knows."""
+    def describe_load(self, load: cluster_pb2.LoadReport, router: Incarnation) -> None:
+        """Fills in what only the role knows, for that router."""
         load.queued_tokens = sum(job.sequence.num_remaining for job in self._by_key.values() if not job.computed.done())
         load.transfer_bytes_per_s = self._transfers.per_second
-        load.untold_busy_s = sum(job.sequence.busy_s for job in self._by_key.values() if not job.is_told)
-        load.lost_busy_s = self._lost_busy_s
+        load.untold_busy_s = sum(job.untold_s for job in self._by_key.values() if job.router == router)
+        self._busy_book.describe(load, router)
 
     def attach(self, engine_loop: EngineLoop) -> None:
         """The loop that runs the engine; it calls back into this object, so it is made after it."""
@@ -110,7 +111,7 @@ class Jobs:
             job.lifecycle.advance(Event.FIRST_TOKEN)
             queue_s = job.started_at - job.accepted_at
             yield cluster_pb2.PrefillEvent(started=cluster_pb2.Started(cached_tokens=job.cached_tokens, queue_s=queue_s))
-            job.is_told = True
+            self._tell_time(job)
             yield self._first_token(job, update)
             if job.transfer is None:
                 yield self._sent(None, str(job.refused or "no transfer was opened"))
@@ -136,13 +137,17 @@ class Jobs:
         lease = (request.decode_incarnation, request.lease_id)
         jobs = [job for job in self._by_key.values() if (job.decode_incarnation, job.lease_id) == lease]
         for job in jobs:
-            job.is_aborted = job.is_told = True
+            job.is_aborted = True
+            job.tellers += 1
             self._abort_compute(job)
         awaited: list[asyncio.Future[Any]] = [answer, *(job.computed for job in jobs if job.is_submitted)]
-        await asyncio.wait(awaited, timeout=self._config.abort_timeout_s)
-        return cluster_pb2.AbortResponse(
-            quiesced=answer.done() and answer.result(), busy_s=sum(job.sequence.busy_s for job in jobs)
-        )
+        try:
+            await asyncio.wait(awaited, timeout=self._config.abort_timeout_s)
+            busy_s = sum(self._tell_time(job) for job in jobs)
+            return cluster_pb2.AbortResponse(quiesced=answer.done() and answer.result(), busy_s=busy_s)
+        finally:
+            for job in jobs:
+                self._told_all(job)
 
     # ---- the engine thread's calls
 
@@ -293,12 +298,27 @@ class Jobs:
         if job.lifecycle.can(Event.QUIESCED):
             job.lifecycle.advance(Event.QUIESCED)
         self._forget(job)
-        if not job.is_told:
-            self._lost_busy_s += job.sequence.busy_s
+        self._told_all(job)
         if not job.computed.done():
             logger.error("request %s: the engine does not let go; its KV blocks stay taken", job.request.request_id)
         else:
             self._engine.release(job.sequence)
+
+    # ---- what it took
+
+    def _tell_time(self, job: Job) -> float:
+        """Seconds of the engine for the prompt until now; whoever hears of it is the decode worker."""
+        untold_s = job.untold_s
+        job.told_s += untold_s
+        self._busy_book.told(job.router, job.decode_incarnation, untold_s)
+        return job.told_s
+
+    def _told_all(self, job: Job) -> None:
+        """One of those that can tell has ended. What the last leaves is told by nobody."""
+        job.tellers -= 1
+        if not job.tellers:
+            self._busy_book.lost(job.router, job.untold_s)
+            job.told_s += job.untold_s
 
     # ---- the end
 

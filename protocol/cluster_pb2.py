@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from protocol import serval_pb2 as protocol_dot_serval__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protocol/cluster.proto\x12\x11serval.cluster.v1\x1a\x15protocol/serval.proto\"o\n\x04Peer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x33\n\x07process\x18\x04 \x01(\x0b\x32\".serval.cluster.v1.ProcessIdentity\"[\n\x0fProcessIdentity\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x15\n\rpid_namespace\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x13\n\x0bstart_ticks\x18\x04 \x01(\x04\"\xff\x01\n\nFromWorker\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.serval.cluster.v1.HelloH\x00\x12-\n\x04step\x18\x02 \x01(\x0b\x32\x1d.serval.cluster.v1.StepOutputH\x00\x12-\n\x04load\x18\x03 \x01(\x0b\x32\x1d.serval.cluster.v1.LoadReportH\x00\x12/\n\x08\x64raining\x18\x04 \x01(\x0b\x32\x1b.serval.cluster.v1.DrainingH\x00\x12/\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32\x1e.serval.cluster.v1.CacheChangeH\x00\x42\x06\n\x04kind\"\x86\x02\n\x05Hello\x12%\n\x04role\x18\x01 \x01(\x0e\x32\x17.serval.cluster.v1.Role\x12%\n\x04peer\x18\x02 \x01(\x0b\x32\x17.serval.cluster.v1.Peer\x12\r\n\x05model\x18\x03 \x01(\t\x12\x1a\n\x12layout_fingerprint\x18\x04 \x01(\t\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x11\n\tkv_blocks\x18\x06 \x01(\r\x12\x15\n\rmax_model_len\x18\x07 \x01(\r\x12\x17\n\x0fmetrics_address\x18\x08 \x01(\t\x12\x15\n\rmax_sequences\x18\t \x01(\r\x12\x16\n\x0ekv_token_bytes\x18\n \x01(\r\"\x82\x03\n\nLoadReport\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x16\n\x0ekv_blocks_used\x18\x03 \x01(\r\x12\x17\n\x0fkv_blocks_total\x18\x04 \x01(\r\x12\r\n\x05steps\x18\x05 \x01(\x04\x12\x1a\n\x12waiting_for_blocks\x18\x06 \x01(\r\x12\x15\n\rqueued_tokens\x18\x07 \x01(\x04\x12\x1c\n\x14prefill_tokens_per_s\x18\x08 \x01(\x01\x12\x0e\n\x06step_s\x18\t \x01(\x01\x12\x1c\n\x14transfer_bytes_per_s\x18\n \x01(\x01\x12\x17\n\x0f\x61voided_prefill\x18\x11 \x03(\x04\x12 \n\x18local_prefill_max_tokens\x18\x0b \x01(\r\x12\x1c\n\x14kv_blocks_in_prefill\x18\x0c \x01(\r\x12\x0e\n\x06\x62usy_s\x18\r \x01(\x01\x12\x15\n\runtold_busy_s\x18\x0e \x01(\x01\x12\x13\n\x0blost_busy_s\x18\x0f \x01(\x01\"=\n\x0b\x43\x61\x63heChange\x12\r\n\x05reset\x18\x01 \x01(\x08\x12\x0e\n\x06stored\x18\x02 \x03(\x06\x12\x0f\n\x07\x65victed\x18\x03 \x03(\x06\"\n\n\x08\x44raining\"?\n\nStepOutput\x12\x31\n\x07outputs\x18\x01 \x03(\x0b\x32 .serval.cluster.v1.RequestOutput\"\xd3\x01\n\rRequestOutput\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.serval.v1.TokenLogprobs\x12\'\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x18.serval.cluster.v1.Ended\x12\x31\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x18.serval.v1.TokenLogprobs\x12\x16\n\x0eprefill_busy_s\x18\x06 \x01(\x01\"\x82\x01\n\x05\x45nded\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12+\n\x07timings\x18\x04 \x01(\x0b\x32\x1a.serval.cluster.v1.Timings\x12\x13\n\x0bhanded_back\x18\x05 \x01(\x08\"\xea\x01\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x1a\n\x12transfer_exposed_s\x18\x04 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x05 \x01(\x01\x12\x17\n\x0fprefill_queue_s\x18\x06 \x01(\x01\x12\x16\n\x0etransfer_bytes\x18\x07 \x01(\x04\x12\x19\n\x11prefilled_locally\x18\x08 \x01(\x08\x12\x16\n\x0eprefill_busy_s\x18\t \x01(\x01\x12\x15\n\rdecode_busy_s\x18\n \x01(\x01\"\x9d\x01\n\nFromRouter\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.serval.cluster.v1.WelcomeH\x00\x12+\n\x06submit\x18\x02 \x01(\x0b\x32\x19.serval.cluster.v1.SubmitH\x00\x12+\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x19.serval.cluster.v1.CancelH\x00\x42\x06\n\x04kind\"2\n\x07Welcome\x12\'\n\x06router\x18\x01 \x01(\x0b\x32\x17.serval.cluster.v1.Peer\"\xe1\x01\n\x06Submit\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x03(\r\x12%\n\x08sampling\x18\x04 \x01(\x0b\x32\x13.serval.v1.Sampling\x12(\n\x07prefill\x18\x05 \x01(\x0b\x32\x17.serval.cluster.v1.Peer\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\x15\n\routput_tokens\x18\x07 \x01(\r\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\x12\x12\n\ntracestate\x18\t \x01(\t\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07request\x18\x01 \x01(\x04\"\xa4\x01\n\x10IntroduceRequest\x12\'\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x17.serval.cluster.v1.Peer\x12\x1a\n\x12transport_metadata\x18\x02 \x01(\x0c\x12\x1a\n\x12layout_fingerprint\x18\x03 \x01(\t\x12\x17\n\x0flanding_address\x18\x04 \x01(\x04\x12\x16\n\x0elanding_blocks\x18\x05 \x01(\r\"=\n\x11IntroduceResponse\x12(\n\x07prefill\x18\x01 \x01(\x0b\x32\x17.serval.cluster.v1.Peer\"\xa8\x02\n\x0ePrefillRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x1a\n\x12\x64\x65\x63ode_incarnation\x18\x03 \x01(\x04\x12\x1b\n\x13prefill_incarnation\x18\x04 \x01(\x04\x12\x0e\n\x06prompt\x18\x05 \x03(\r\x12%\n\x08sampling\x18\x06 \x01(\x0b\x32\x13.serval.v1.Sampling\x12\x13\n\x0b\x66irst_block\x18\x07 \x01(\r\x12,\n\x05lease\x18\x08 \x01(\x0b\x32\x1d.serval.cluster.v1.WriteLease\x12\x15\n\routput_tokens\x18\t \x01(\r\x12\x13\n\x0btraceparent\x18\n \x01(\t\x12\x12\n\ntracestate\x18\x0b \x01(\t\"x\n\nWriteLease\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x1b\n\x13\x66irst_landing_block\x18\x02 \x01(\r\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\x12\x12\n\nduration_s\x18\x04 \x01(\x01\x12\x17\n\x0flanding_address\x18\x05 \x01(\x04\"\xa4\x01\n\x0cPrefillEvent\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.serval.cluster.v1.StartedH\x00\x12\x34\n\x0b\x66irst_token\x18\x02 \x01(\x0b\x32\x1d.serval.cluster.v1.FirstTokenH\x00\x12\'\n\x04sent\x18\x03 \x01(\x0b\x32\x17.serval.cluster.v1.SentH\x00\x42\x06\n\x04kind\"1\n\x07Started\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x0f\n\x07queue_s\x18\x02 \x01(\x01\"\xb9\x01\n\nFirstToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12*\n\x08logprobs\x18\x02 \x01(\x0b\x32\x18.serval.v1.TokenLogprobs\x12\x11\n\tprefill_s\x18\x03 \x01(\x01\x12\x31\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x18.serval.v1.TokenLogprobs\x12\x0e\n\x06\x62usy_s\x18\x05 \x01(\x01\x12\x17\n\x0f\x64raft_token_ids\x18\x06 \x03(\r\"\x7f\n\x04Sent\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x11\n\tretryable\x18\x02 \x01(\x08\x12\x10\n\x08quiesced\x18\x03 \x01(\x08\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x0e\n\x06writes\x18\x06 \x01(\r\x12\x13\n\x0b\x64\x65scriptors\x18\x07 \x01(\r\"Y\n\x0c\x41\x62ortRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x1a\n\x12\x64\x65\x63ode_incarnation\x18\x02 \x01(\x04\x12\x1b\n\x13prefill_incarnation\x18\x03 \x01(\x04\"1\n\rAbortResponse\x12\x10\n\x08quiesced\x18\x01 \x01(\x08\x12\x0e\n\x06\x62usy_s\x18\x02 \x01(\x01*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02\x12\x0f\n\x0bROLE_ROUTER\x10\x03\x32Y\n\nRouterLink\x12K\n\x07\x43onnect\x12\x1d.serval.cluster.v1.FromWorker\x1a\x1d.serval.cluster.v1.FromRouter(\x01\x30\x01\x32\x85\x02\n\x0ePrefillService\x12V\n\tIntroduce\x12#.serval.cluster.v1.IntroduceRequest\x1a$.serval.cluster.v1.IntroduceResponse\x12O\n\x07Prefill\x12!.serval.cluster.v1.PrefillRequest\x1a\x1f.serval.cluster.v1.PrefillEvent0\x01\x12J\n\x05\x41\x62ort\x12\x1f.serval.cluster.v1.AbortRequest\x1a .serval.cluster.v1.AbortResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protocol/cluster.proto\x12\x11serval.cluster.v1\x1a\x15protocol/serval.proto\"o\n\x04Peer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x33\n\x07process\x18\x04 \x01(\x0b\x32\".serval.cluster.v1.ProcessIdentity\"[\n\x0fProcessIdentity\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x15\n\rpid_namespace\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x13\n\x0bstart_ticks\x18\x04 \x01(\x04\"\xff\x01\n\nFromWorker\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.serval.cluster.v1.HelloH\x00\x12-\n\x04step\x18\x02 \x01(\x0b\x32\x1d.serval.cluster.v1.StepOutputH\x00\x12-\n\x04load\x18\x03 \x01(\x0b\x32\x1d.serval.cluster.v1.LoadReportH\x00\x12/\n\x08\x64raining\x18\x04 \x01(\x0b\x32\x1b.serval.cluster.v1.DrainingH\x00\x12/\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32\x1e.serval.cluster.v1.CacheChangeH\x00\x42\x06\n\x04kind\"\x86\x02\n\x05Hello\x12%\n\x04role\x18\x01 \x01(\x0e\x32\x17.serval.cluster.v1.Role\x12%\n\x04peer\x18\x02 \x01(\x0b\x32\x17.serval.cluster.v1.Peer\x12\r\n\x05model\x18\x03 \x01(\t\x12\x1a\n\x12layout_fingerprint\x18\x04 \x01(\t\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x11\n\tkv_blocks\x18\x06 \x01(\r\x12\x15\n\rmax_model_len\x18\x07 \x01(\r\x12\x17\n\x0fmetrics_address\x18\x08 \x01(\t\x12\x15\n\rmax_sequences\x18\t \x01(\r\x12\x16\n\x0ekv_token_bytes\x18\n \x01(\r\"\xb2\x03\n\nLoadReport\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x16\n\x0ekv_blocks_used\x18\x03 \x01(\r\x12\x17\n\x0fkv_blocks_total\x18\x04 \x01(\r\x12\r\n\x05steps\x18\x05 \x01(\x04\x12\x1a\n\x12waiting_for_blocks\x18\x06 \x01(\r\x12\x15\n\rqueued_tokens\x18\x07 \x01(\x04\x12\x1c\n\x14prefill_tokens_per_s\x18\x08 \x01(\x01\x12\x0e\n\x06step_s\x18\t \x01(\x01\x12\x1c\n\x14transfer_bytes_per_s\x18\n \x01(\x01\x12\x17\n\x0f\x61voided_prefill\x18\x11 \x03(\x04\x12 \n\x18local_prefill_max_tokens\x18\x0b \x01(\r\x12\x1c\n\x14kv_blocks_in_prefill\x18\x0c \x01(\r\x12\x0e\n\x06\x62usy_s\x18\r \x01(\x01\x12\x15\n\runtold_busy_s\x18\x0e \x01(\x01\x12\x13\n\x0blost_busy_s\x18\x0f \x01(\x01\x12.\n\ttold_busy\x18\x10 \x03(\x0b\x32\x1b.serval.cluster.v1.BusyTime\"(\n\x08\x42usyTime\x12\x0c\n\x04peer\x18\x01 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x02 \x01(\x01\"=\n\x0b\x43\x61\x63heChange\x12\r\n\x05reset\x18\x01 \x01(\x08\x12\x0e\n\x06stored\x18\x02 \x03(\x06\x12\x0f\n\x07\x65victed\x18\x03 \x03(\x06\"\n\n\x08\x44raining\"?\n\nStepOutput\x12\x31\n\x07outputs\x18\x01 \x03(\x0b\x32 .serval.cluster.v1.RequestOutput\"\xd3\x01\n\rRequestOutput\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.serval.v1.TokenLogprobs\x12\'\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x18.serval.cluster.v1.Ended\x12\x31\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x18.serval.v1.TokenLogprobs\x12\x16\n\x0eprefill_busy_s\x18\x06 \x01(\x01\"\x82\x01\n\x05\x45nded\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12+\n\x07timings\x18\x04 \x01(\x0b\x32\x1a.serval.cluster.v1.Timings\x12\x13\n\x0bhanded_back\x18\x05 \x01(\x08\"\xea\x01\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x1a\n\x12transfer_exposed_s\x18\x04 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x05 \x01(\x01\x12\x17\n\x0fprefill_queue_s\x18\x06 \x01(\x01\x12\x16\n\x0etransfer_bytes\x18\x07 \x01(\x04\x12\x19\n\x11prefilled_locally\x18\x08 \x01(\x08\x12\x16\n\x0eprefill_busy_s\x18\t \x01(\x01\x12\x15\n\rdecode_busy_s\x18\n \x01(\x01\"\x9d\x01\n\nFromRouter\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.serval.cluster.v1.WelcomeH\x00\x12+\n\x06submit\x18\x02 \x01(\x0b\x32\x19.serval.cluster.v1.SubmitH\x00\x12+\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x19.serval.cluster.v1.CancelH\x00\x42\x06\n\x04kind\"2\n\x07Welcome\x12\'\n\x06router\x18\x01 \x01(\x0b\x32\x17.serval.cluster.v1.Peer\"\xe1\x01\n\x06Submit\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x03(\r\x12%\n\x08sampling\x18\x04 \x01(\x0b\x32\x13.serval.v1.Sampling\x12(\n\x07prefill\x18\x05 \x01(\x0b\x32\x17.serval.cluster.v1.Peer\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\x15\n\routput_tokens\x18\x07 \x01(\r\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\x12\x12\n\ntracestate\x18\t \x01(\t\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07request\x18\x01 \x01(\x04\"\xa4\x01\n\x10IntroduceRequest\x12\'\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x17.serval.cluster.v1.Peer\x12\x1a\n\x12transport_metadata\x18\x02 \x01(\x0c\x12\x1a\n\x12layout_fingerprint\x18\x03 \x01(\t\x12\x17\n\x0flanding_address\x18\x04 \x01(\x04\x12\x16\n\x0elanding_blocks\x18\x05 \x01(\r\"=\n\x11IntroduceResponse\x12(\n\x07prefill\x18\x01 \x01(\x0b\x32\x17.serval.cluster.v1.Peer\"\xc4\x02\n\x0ePrefillRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x1a\n\x12\x64\x65\x63ode_incarnation\x18\x03 \x01(\x04\x12\x1b\n\x13prefill_incarnation\x18\x04 \x01(\x04\x12\x0e\n\x06prompt\x18\x05 \x03(\r\x12%\n\x08sampling\x18\x06 \x01(\x0b\x32\x13.serval.v1.Sampling\x12\x13\n\x0b\x66irst_block\x18\x07 \x01(\r\x12,\n\x05lease\x18\x08 \x01(\x0b\x32\x1d.serval.cluster.v1.WriteLease\x12\x15\n\routput_tokens\x18\t \x01(\r\x12\x13\n\x0btraceparent\x18\n \x01(\t\x12\x12\n\ntracestate\x18\x0b \x01(\t\x12\x1a\n\x12router_incarnation\x18\x0c \x01(\x04\"x\n\nWriteLease\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x1b\n\x13\x66irst_landing_block\x18\x02 \x01(\r\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\x12\x12\n\nduration_s\x18\x04 \x01(\x01\x12\x17\n\x0flanding_address\x18\x05 \x01(\x04\"\xa4\x01\n\x0cPrefillEvent\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.serval.cluster.v1.StartedH\x00\x12\x34\n\x0b\x66irst_token\x18\x02 \x01(\x0b\x32\x1d.serval.cluster.v1.FirstTokenH\x00\x12\'\n\x04sent\x18\x03 \x01(\x0b\x32\x17.serval.cluster.v1.SentH\x00\x42\x06\n\x04kind\"1\n\x07Started\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x0f\n\x07queue_s\x18\x02 \x01(\x01\"\xb9\x01\n\nFirstToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12*\n\x08logprobs\x18\x02 \x01(\x0b\x32\x18.serval.v1.TokenLogprobs\x12\x11\n\tprefill_s\x18\x03 \x01(\x01\x12\x31\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x18.serval.v1.TokenLogprobs\x12\x0e\n\x06\x62usy_s\x18\x05 \x01(\x01\x12\x17\n\x0f\x64raft_token_ids\x18\x06 \x03(\r\"\x7f\n\x04Sent\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x11\n\tretryable\x18\x02 \x01(\x08\x12\x10\n\x08quiesced\x18\x03 \x01(\x08\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x0e\n\x06writes\x18\x06 \x01(\r\x12\x13\n\x0b\x64\x65scriptors\x18\x07 \x01(\r\"Y\n\x0c\x41\x62ortRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x1a\n\x12\x64\x65\x63ode_incarnation\x18\x02 \x01(\x04\x12\x1b\n\x13prefill_incarnation\x18\x03 \x01(\x04\"1\n\rAbortResponse\x12\x10\n\x08quiesced\x18\x01 \x01(\x08\x12\x0e\n\x06\x62usy_s\x18\x02 \x01(\x01*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02\x12\x0f\n\x0bROLE_ROUTER\x10\x03\x32Y\n\nRouterLink\x12K\n\x07\x43onnect\x12\x1d.serval.cluster.v1.FromWorker\x1a\x1d.serval.cluster.v1.FromRouter(\x01\x30\x01\x32\x85\x02\n\x0ePrefillService\x12V\n\tIntroduce\x12#.serval.cluster.v1.IntroduceRequest\x1a$.serval.cluster.v1.IntroduceResponse\x12O\n\x07Prefill\x12!.serval.cluster.v1.PrefillRequest\x1a\x1f.serval.cluster.v1.PrefillEvent0\x01\x12J\n\x05\x41\x62ort\x12\x1f.serval.cluster.v1.AbortRequest\x1a .serval.cluster.v1.AbortResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protocol.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=3705
-  _globals['_ROLE']._serialized_end=3785
+  _globals['_ROLE']._serialized_start=3823
+  _globals['_ROLE']._serialized_end=3903
   _globals['_PEER']._serialized_start=68
   _globals['_PEER']._serialized_end=179
   _globals['_PROCESSIDENTITY']._serialized_start=181
@@ -43,49 +43,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=533
   _globals['_HELLO']._serialized_end=795
   _globals['_LOADREPORT']._serialized_start=798
-  _globals['_LOADREPORT']._serialized_end=1184
-  _globals['_CACHECHANGE']._serialized_start=1186
-  _globals['_CACHECHANGE']._serialized_end=1247
-  _globals['_DRAINING']._serialized_start=1249
-  _globals['_DRAINING']._serialized_end=1259
-  _globals['_STEPOUTPUT']._serialized_start=1261
-  _globals['_STEPOUTPUT']._serialized_end=1324
-  _globals['_REQUESTOUTPUT']._serialized_start=1327
-  _globals['_REQUESTOUTPUT']._serialized_end=1538
-  _globals['_ENDED']._serialized_start=1541
-  _globals['_ENDED']._serialized_end=1671
-  _globals['_TIMINGS']._serialized_start=1674
-  _globals['_TIMINGS']._serialized_end=1908
-  _globals['_FROMROUTER']._serialized_start=1911
-  _globals['_FROMROUTER']._serialized_end=2068
-  _globals['_WELCOME']._serialized_start=2070
-  _globals['_WELCOME']._serialized_end=2120
-  _globals['_SUBMIT']._serialized_start=2123
-  _globals['_SUBMIT']._serialized_end=2348
-  _globals['_CANCEL']._serialized_start=2350
-  _globals['_CANCEL']._serialized_end=2375
-  _globals['_INTRODUCEREQUEST']._serialized_start=2378
-  _globals['_INTRODUCEREQUEST']._serialized_end=2542
-  _globals['_INTRODUCERESPONSE']._serialized_start=2544
-  _globals['_INTRODUCERESPONSE']._serialized_end=2605
-  _globals['_PREFILLREQUEST']._serialized_start=2608
-  _globals['_PREFILLREQUEST']._serialized_end=2904
-  _globals['_WRITELEASE']._serialized_start=2906
-  _globals['_WRITELEASE']._serialized_end=3026
-  _globals['_PREFILLEVENT']._serialized_start=3029
-  _globals['_PREFILLEVENT']._serialized_end=3193
-  _globals['_STARTED']._serialized_start=3195
-  _globals['_STARTED']._serialized_end=3244
-  _globals['_FIRSTTOKEN']._serialized_start=3247
-  _globals['_FIRSTTOKEN']._serialized_end=3432
-  _globals['_SENT']._serialized_start=3434
-  _globals['_SENT']._serialized_end=3561
-  _globals['_ABORTREQUEST']._serialized_start=3563
-  _globals['_ABORTREQUEST']._serialized_end=3652
-  _globals['_ABORTRESPONSE']._serialized_start=3654
-  _globals['_ABORTRESPONSE']._serialized_end=3703
-  _globals['_ROUTERLINK']._serialized_start=3787
-  _globals['_ROUTERLINK']._serialized_end=3876
-  _globals['_PREFILLSERVICE']._serialized_start=3879
-  _globals['_PREFILLSERVICE']._serialized_end=4140
+  _globals['_LOADREPORT']._serialized_end=1232
+  _globals['_BUSYTIME']._serialized_start=1234
+  _globals['_BUSYTIME']._serialized_end=1274
+  _globals['_CACHECHANGE']._serialized_start=1276
+  _globals['_CACHECHANGE']._serialized_end=1337
+  _globals['_DRAINING']._serialized_start=1339
+  _globals['_DRAINING']._serialized_end=1349
+  _globals['_STEPOUTPUT']._serialized_start=1351
+  _globals['_STEPOUTPUT']._serialized_end=1414
+  _globals['_REQUESTOUTPUT']._serialized_start=1417
+  _globals['_REQUESTOUTPUT']._serialized_end=1628
+  _globals['_ENDED']._serialized_start=1631
+  _globals['_ENDED']._serialized_end=1761
+  _globals['_TIMINGS']._serialized_start=1764
+  _globals['_TIMINGS']._serialized_end=1998
+  _globals['_FROMROUTER']._serialized_start=2001
+  _globals['_FROMROUTER']._serialized_end=2158
+  _globals['_WELCOME']._serialized_start=2160
+  _globals['_WELCOME']._serialized_end=2210
+  _globals['_SUBMIT']._serialized_start=2213
+  _globals['_SUBMIT']._serialized_end=2438
+  _globals['_CANCEL']._serialized_start=2440
+  _globals['_CANCEL']._serialized_end=2465
+  _globals['_INTRODUCEREQUEST']._serialized_start=2468
+  _globals['_INTRODUCEREQUEST']._serialized_end=2632
+  _globals['_INTRODUCERESPONSE']._serialized_start=2634
+  _globals['_INTRODUCERESPONSE']._serialized_end=2695
+  _globals['_PREFILLREQUEST']._serialized_start=2698
+  _globals['_PREFILLREQUEST']._serialized_end=3022
+  _globals['_WRITELEASE']._serialized_start=3024
+  _globals['_WRITELEASE']._serialized_end=3144
+  _globals['_PREFILLEVENT']._serialized_start=3147
+  _globals['_PREFILLEVENT']._serialized_end=3311
+  _globals['_STARTED']._serialized_start=3313
+  _globals['_STARTED']._serialized_end=3362
+  _globals['_FIRSTTOKEN']._serialized_start=3365
+  _globals['_FIRSTTOKEN']._serialized_end=3550
+  _globals['_SENT']._serialized_start=3552
+  _globals['_SENT']._serialized_end=3679
+  _globals['_ABORTREQUEST']._serialized_start=3681
+  _globals['_ABORTREQUEST']._serialized_end=3770
+  _globals['_ABORTRESPONSE']._serialized_start=3772
+  _globals['_ABORTRESPONSE']._serialized_end=3821
+  _globals['_ROUTERLINK']._serialized_start=3905
+  _globals['_ROUTERLINK']._serialized_end=3994
+  _globals['_PREFILLSERVICE']._serialized_start=3997
+  _globals['_PREFILLSERVICE']._serialized_end=4258
 # @@protoc_insertion_point(module_scope)

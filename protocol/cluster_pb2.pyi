@@ -231,6 +231,7 @@ class LoadReport(_message.Message):
     BUSY_S_FIELD_NUMBER: _builtins.int
     UNTOLD_BUSY_S_FIELD_NUMBER: _builtins.int
     LOST_BUSY_S_FIELD_NUMBER: _builtins.int
+    TOLD_BUSY_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """requests"""
     waiting: _builtins.int
@@ -255,14 +256,19 @@ class LoadReport(_message.Message):
     busy_s: _builtins.float
     """Seconds in which the engine computed something, so far; what of it was taken for requests, routers learn from their Timings."""
     untold_busy_s: _builtins.float
-    """Taken for requests that are open. If this worker dies nobody will be told of it. The whole, and with several routers an
-    equal share for each; so is the one below.
+    """Taken for this router's requests: what is told to nobody if this worker dies; and so far, for those whose asker was gone before
+    it could be told.
     """
     lost_busy_s: _builtins.float
-    """so far: taken for requests whose asker was gone before it could be told"""
     @_builtins.property
     def avoided_prefill(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """decode: prefill workers whose transfers to it keep failing; it tries them itself, and says when one works again"""
+
+    @_builtins.property
+    def told_busy(self) -> _containers.RepeatedCompositeFieldContainer[Global___BusyTime]:
+        """Taken by prefill for this router's requests, so far. From a prefill worker: what it told decode workers, who tell it to the
+        router. From a decode worker: what prefill workers told it when the request's end was out already.
+        """
 
     def __init__(
         self,
@@ -283,14 +289,40 @@ class LoadReport(_message.Message):
         busy_s: _builtins.float = ...,
         untold_busy_s: _builtins.float = ...,
         lost_busy_s: _builtins.float = ...,
+        told_busy: _abc.Iterable[Global___BusyTime] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoided_prefill", b"avoided_prefill", "busy_s", b"busy_s", "kv_blocks_in_prefill", b"kv_blocks_in_prefill", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "local_prefill_max_tokens", b"local_prefill_max_tokens", "lost_busy_s", b"lost_busy_s", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_tokens", b"queued_tokens", "running", b"running", "step_s", b"step_s", "steps", b"steps", "transfer_bytes_per_s", b"transfer_bytes_per_s", "untold_busy_s", b"untold_busy_s", "waiting", b"waiting", "waiting_for_blocks", b"waiting_for_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoided_prefill", b"avoided_prefill", "busy_s", b"busy_s", "kv_blocks_in_prefill", b"kv_blocks_in_prefill", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "local_prefill_max_tokens", b"local_prefill_max_tokens", "lost_busy_s", b"lost_busy_s", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_tokens", b"queued_tokens", "running", b"running", "step_s", b"step_s", "steps", b"steps", "told_busy", b"told_busy", "transfer_bytes_per_s", b"transfer_bytes_per_s", "untold_busy_s", b"untold_busy_s", "waiting", b"waiting", "waiting_for_blocks", b"waiting_for_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoadReport: _TypeAlias = LoadReport  # noqa: Y015
+
+@_typing.final
+class BusyTime(_message.Message):
+    """Seconds of a prefill worker's engine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    BUSY_S_FIELD_NUMBER: _builtins.int
+    peer: _builtins.int
+    """incarnation of the other of the two: from a prefill worker the decode worker, and the other way round"""
+    busy_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        peer: _builtins.int = ...,
+        busy_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_s", b"busy_s", "peer", b"peer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BusyTime: _TypeAlias = BusyTime  # noqa: Y015
 
 @_typing.final
 class CacheChange(_message.Message):
@@ -700,6 +732,7 @@ class PrefillRequest(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     TRACESTATE_FIELD_NUMBER: _builtins.int
+    ROUTER_INCARNATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempt: _builtins.int
     decode_incarnation: _builtins.int
@@ -711,6 +744,8 @@ class PrefillRequest(_message.Message):
     """as in Submit"""
     traceparent: _builtins.str
     tracestate: _builtins.str
+    router_incarnation: _builtins.int
+    """whose request it is: that router is told what it took"""
     @_builtins.property
     def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -731,10 +766,11 @@ class PrefillRequest(_message.Message):
         output_tokens: _builtins.int = ...,
         traceparent: _builtins.str = ...,
         tracestate: _builtins.str = ...,
+        router_incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "decode_incarnation", b"decode_incarnation", "first_block", b"first_block", "lease", b"lease", "output_tokens", b"output_tokens", "prefill_incarnation", b"prefill_incarnation", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "decode_incarnation", b"decode_incarnation", "first_block", b"first_block", "lease", b"lease", "output_tokens", b"output_tokens", "prefill_incarnation", b"prefill_incarnation", "prompt", b"prompt", "request_id", b"request_id", "router_incarnation", b"router_incarnation", "sampling", b"sampling", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

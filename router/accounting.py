@@ -112,23 +112,28 @@ class Accounting:
         """What only the workers know; `timings` as they came with the attempt's end. An attempt whose worker died has none: what
         it took is lost."""
         self._durations(request, timings)
-        if request.decode is not None:
-            self.computed.on_told(request.decode, timings)
         if spent is Spent.SERVED and not request.retries:
             self._note_speed(request, timings)
-        standby = request.placement.standby if request.placement is not None else None
-        worker = None if timings.prefilled_locally else request.prefill or standby
+        worker = None if timings.prefilled_locally else request.asked_prefill
         request.figures.prefill_worker = worker.name if worker is not None else ""
-        if not _is_lost_already(request):
-            self._spend(request, "prefill", timings.prefill_busy_s, spent)
-        self._spend(request, "decode", timings.decode_busy_s, spent)
-        request.prefill_busy_s = 0.0
+        self.prefill_told(request, timings.prefill_busy_s)
+        self._spend_prefill(request, spent)
+        if request.decode is not None:
+            owed_s = self.computed.on_told(request.decode, request.decode, timings.decode_busy_s)
+            self._spend(request, "decode", owed_s, spent)
+
+    def prefill_told(self, request: Request, seconds: float) -> None:
+        """What the attempt took of prefill so far, told by its decode worker."""
+        worker, new_s = request.asked_prefill, seconds - request.prefill_told_s
+        if new_s > 0:
+            request.prefill_told_s = seconds
+            if worker is not None and request.decode is not None:
+                new_s = self.computed.on_told(worker, request.decode, new_s)
+            request.prefill_owed_s += new_s
 
     def attempt_lost(self, request: Request) -> None:
-        """Its decode worker has died, and what prefill took for it came with the first token."""
-        if not _is_lost_already(request):
-            self._spend(request, "prefill", request.prefill_busy_s, Spent.LOST)
-        request.prefill_busy_s = 0.0
+        """Its decode worker has died. What prefill took for it came with the first token, or is written off with the worker."""
+        self._spend_prefill(request, Spent.LOST)
 
     def ended(self, request: Request, end: End) -> None:
         metrics, timeline, tenant = self._metrics, request.timeline, request.charge.tenant.name
@@ -160,6 +165,10 @@ class Accounting:
             self._metrics.transfer_exposed_time.of().observe(timings.transfer_exposed_s)
         if timings.decode_s:
             self._metrics.decode_time.of().observe(timings.decode_s)
+
+    def _spend_prefill(self, request: Request, spent: Spent) -> None:
+        self._spend(request, "prefill", request.prefill_owed_s, spent)
+        request.prefill_told_s = request.prefill_owed_s = 0.0
 
     def _spend(self, request: Request, pool: str, busy_s: float, spent: Spent) -> None:
         cost_usd = self._prices[pool].of(busy_s)
@@ -193,12 +202,6 @@ class Accounting:
                 self._metrics.time_to_first_token.of(tenant=tenant), self._metrics.generation_tokens.of(tenant=tenant)
             )
         return metrics
-
-
-def _is_lost_already(request: Request) -> bool:
-    """Its prefill worker died after the first token, with no report between: then it is in what that worker had not told."""
-    worker, first_token = request.prefill, request.timeline.first_token
-    return worker is not None and worker.has_died and first_token is not None and first_token > worker.reported_at
 
 
 def _tokens_per_second(request: Request) -> float | None:

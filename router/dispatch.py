@@ -174,7 +174,8 @@ class Dispatcher:
 
     def _on_output(self, request: Request, output: cluster_pb2.RequestOutput, now: float) -> None:
         token_ids = output.token_ids[:]  # a plain list: the message's own is slow to read
-        request.prefill_busy_s = output.prefill_busy_s or request.prefill_busy_s
+        if output.prefill_busy_s:
+            self._accounting.prefill_told(request, output.prefill_busy_s)
         stopped = bool(token_ids) and self._add_tokens(request, output, token_ids, now)
         if token_ids and request.suspicion.deaths:
             self._returns.on_token(request)

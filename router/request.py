@@ -117,8 +117,8 @@ class Request:
         self.output: list[int] = []
         self.attempts = 0
         """How often it was sent to a decode worker."""
-        self.prefill_busy_s = 0.0
-        """What the current attempt took of prefill, as far as it is known and not billed."""
+        self.prefill_told_s = self.prefill_owed_s = 0.0
+        """What the current attempt took of prefill, as far as it was told; and what of it is to be billed at the attempt's end."""
         self.retries = 0
         self.suspicion = Suspicion()
         self.cached_tokens = 0
@@ -163,6 +163,11 @@ class Request:
     def explanation(self) -> Mapping[str, Any]:
         """Why it was placed where it was, for people; empty until it is placed."""
         return self.placement.explanation if self.placement is not None else {}
+
+    @property
+    def asked_prefill(self) -> "Worker | None":
+        """The prefill worker that the current attempt's decode worker may ask, or the last one's."""
+        return self.prefill or (self.placement.standby if self.placement is not None else None)
 
     @property
     def total_tokens(self) -> int:

@@ -19,6 +19,9 @@ from worker.spec import WorkerSpec
 
 LAG_PROBE_PERIOD_S = 0.25
 
+DescribeLoad = Callable[[cluster_pb2.LoadReport, Incarnation], None]
+"""Fills in what only the role knows, for that router."""
+
 
 class WorkerNode:
     """Knows nothing of prefill or decode. `peer` and `hello` are complete once `listen` has returned."""
@@ -37,7 +40,7 @@ class WorkerNode:
         self._engine = engine
         self._metrics = metrics
         self._links: RouterLinks | None = None
-        self._describe_load: Callable[[cluster_pb2.LoadReport], None] = lambda load: None
+        self._describe_load: DescribeLoad = lambda load, router: None
         self._lag_probe: asyncio.Task[None] | None = None
 
     async def listen(self) -> str:
@@ -47,7 +50,7 @@ class WorkerNode:
         self._lag_probe = asyncio.create_task(self._probe_lag())
         return self.peer.address
 
-    def dial_routers(self, handler: OrderHandler, describe_load: Callable[[cluster_pb2.LoadReport], None]) -> None:
+    def dial_routers(self, handler: OrderHandler, describe_load: DescribeLoad) -> None:
         """From now on routers know this worker, and lose it only with its streams. `describe_load` fills in what the role knows."""
         self._describe_load = describe_load
         reports = CacheReports(self._engine.kv_cache, self.spec.link.cache_report_period_s)
@@ -92,7 +95,7 @@ class WorkerNode:
             kv_token_bytes=pool.num_layers * pool.entry_width * pool.dtype.itemsize,
         )
 
-    def _load(self) -> cluster_pb2.LoadReport:
+    def _load(self, router: Incarnation) -> cluster_pb2.LoadReport:
         engine = self._engine
         load = cluster_pb2.LoadReport(
             running=engine.num_running,
@@ -104,10 +107,7 @@ class WorkerNode:
             step_s=engine.recent.step_s,
             busy_s=engine.busy_s,
         )
-        self._describe_load(load)
-        routers = max(1, self._links.live) if self._links is not None else 1
-        load.untold_busy_s /= routers
-        load.lost_busy_s /= routers
+        self._describe_load(load, router)
         return load
 
     async def _probe_lag(self) -> None:

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from protocol import cluster_pb2, cluster_pb2_grpc
+from protocol.ids import Incarnation
 from protocol.outcomes import Outcome
 from protocol.peer_stub import dial
 from protocol.tls import TlsIdentity
@@ -67,14 +68,14 @@ class RouterLink:
         self,
         address: str,
         hello: cluster_pb2.Hello,
-        load: Callable[[], cluster_pb2.LoadReport],
+        load: Callable[[Incarnation], cluster_pb2.LoadReport],
         handler: OrderHandler,
         config: LinkConfig,
         watcher: LinkWatcher | None = None,
         tls: TlsIdentity | None = None,
         on_stalled: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_stalled` is called when a stream is ended because its router takes nothing."""
+        """`load` makes a report for a router. `on_stalled` is called when a stream is ended because its router takes nothing."""
         self.address = address
         self._hello = hello
         self._load = load
@@ -83,6 +84,8 @@ class RouterLink:
         self._watcher = watcher
         self._tls = tls
         self._on_stalled = on_stalled
+        self.router = Incarnation(0)
+        """The router process that the last stream was to."""
         self._outbox: Outbox | None = None
         self._draining = False
         self._is_stopping = asyncio.Event()
@@ -151,6 +154,7 @@ class RouterLink:
                 first = await asyncio.wait_for(call.read(), self._config.connect_timeout_s)
                 if first is grpc.aio.EOF:  # type: ignore[attr-defined]
                     raise ConnectionError(call.details() or "the router closed the stream")
+                self.router = Incarnation(first.welcome.router.incarnation)
                 logger.info("joined router %s", first.welcome.router.name)
                 async with patience:
                     await self._serve(call, outbox)
@@ -208,5 +212,5 @@ class RouterLink:
     async def _report(self, outbox: Outbox) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             while True:
-                outbox.put(cluster_pb2.FromWorker(load=self._load()))
+                outbox.put(cluster_pb2.FromWorker(load=self._load(self.router)))
                 await asyncio.sleep(self._config.load_report_period_s)

@@ -241,6 +241,7 @@ FROM_WORKER = [
             busy_s=2.0,
             untold_busy_s=0.5,
             lost_busy_s=0.1,
+            told_busy=[cluster_pb2.BusyTime(peer=2, busy_s=0.3)],
         )
     ),
     cluster_pb2.FromWorker(cache=cluster_pb2.CacheChange(reset=True, stored=[1, 2], evicted=[3])),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import torch
 
 from decode.config import DecodeConfig
 from decode.worker import DecodeWorker
@@ -54,6 +55,14 @@ class Told:
         return self.ended
 
 
+def random_prompt(length: int, seed: int = 0) -> list[int]:
+    return torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def params_of(**params: Any) -> SamplingParams:
+    return SamplingParams(**{"temperature": 0.0, "max_tokens": 12, "ignore_eos": True} | params)
+
+
 class TestRouter(cluster_pb2_grpc.RouterLinkServicer):
     """The router's end of the workers' streams."""
 
@@ -62,9 +71,11 @@ class TestRouter(cluster_pb2_grpc.RouterLinkServicer):
     def __init__(self) -> None:
         self.peers: dict[str, cluster_pb2.Peer] = {}
         self.told: dict[int, Told] = {}
+        self.loads: dict[str, cluster_pb2.LoadReport] = {}
+        """The last report of each worker."""
         self._numbers = itertools.count(1)
         self._orders: asyncio.Queue[cluster_pb2.FromRouter] = asyncio.Queue()
-        self._joined = asyncio.Event()
+        self._joined, self._reported = asyncio.Event(), asyncio.Event()
         self.streams = 0
         """Of decode workers, so far."""
         self.reads = asyncio.Event()
@@ -76,7 +87,7 @@ class TestRouter(cluster_pb2_grpc.RouterLinkServicer):
         self.peers[hello.peer.name] = hello.peer
         yield cluster_pb2.FromRouter(welcome=cluster_pb2.Welcome(router=cluster_pb2.Peer(name="router-0", incarnation=1)))
         self.streams += hello.role == cluster_pb2.ROLE_DECODE
-        reader = asyncio.create_task(self._read(messages))
+        reader = asyncio.create_task(self._read(hello.peer.name, messages))
         self._joined.set()
         try:
             while hello.role == cluster_pb2.ROLE_DECODE:
@@ -113,8 +124,18 @@ class TestRouter(cluster_pb2_grpc.RouterLinkServicer):
         number = next(number for number, each in self.told.items() if each is told)
         self._orders.put_nowait(cluster_pb2.FromRouter(cancel=cluster_pb2.Cancel(request=number)))
 
-    async def _read(self, messages: Any) -> None:
+    async def until_reported(self, name: str, is_so: Callable[[cluster_pb2.LoadReport], bool]) -> cluster_pb2.LoadReport:
+        async with asyncio.timeout(WAIT_S):
+            while not is_so(self.loads.get(name, cluster_pb2.LoadReport())):
+                self._reported.clear()
+                await self._reported.wait()
+        return self.loads[name]
+
+    async def _read(self, name: str, messages: Any) -> None:
         async for message in messages:
+            if message.HasField("load"):
+                self.loads[name] = message.load
+                self._reported.set()
             for output in message.step.outputs:
                 told = self.told[output.request]
                 told.outputs.append(output)

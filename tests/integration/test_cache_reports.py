@@ -77,7 +77,14 @@ async def linked(cache: KVCache, *ports: int) -> AsyncIterator[list[RouterLink]]
     reports = CacheReports(cache, PERIOD_S)
     config = LinkConfig(reconnect_min_s=0.01, reconnect_max_s=0.05)
     links = [
-        RouterLink(f"127.0.0.1:{port}", cluster_pb2.Hello(), cluster_pb2.LoadReport, NoOrders(), config, watcher=reports)
+        RouterLink(
+            f"127.0.0.1:{port}",
+            cluster_pb2.Hello(),
+            lambda router: cluster_pb2.LoadReport(),
+            NoOrders(),
+            config,
+            watcher=reports,
+        )
         for port in ports
     ]
     for link in links:

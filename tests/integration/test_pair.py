@@ -13,15 +13,13 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
-from pair_support import WAIT_S, Pair, running_pair
+from pair_support import WAIT_S, Pair, params_of, random_prompt, running_pair
 from transformers import AutoModelForCausalLM
 
 from decode.flow import Flow
-from engine.batch import Batch
 from engine.sequence import Sequence, SequenceUpdate
 from engine.tiny import write_tiny_llama
 from protocol import cluster_pb2
-from protocol.sampling import SamplingParams
 from tests.json_schemas import json_schemas
 
 BLOCK_BYTES = 4 * 16 * 64 * 4
@@ -39,14 +37,6 @@ async def pair(folder: Path) -> AsyncIterator[Pair]:
     """Both guess: tokens that a grammar forces, and what n-grams find."""
     async with running_pair(folder, engine={"speculation": "ngram"}, decode={"local_prefill_max_tokens": 0}) as running:
         yield running
-
-
-def random_prompt(length: int, seed: int = 0) -> list[int]:
-    return torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def params_of(**params: Any) -> SamplingParams:
-    return SamplingParams(**{"temperature": 0.0, "max_tokens": 12, "ignore_eos": True} | params)
 
 
 def document_grammar(schema: dict[str, Any]) -> str:
@@ -177,21 +167,6 @@ async def test_siblings_find_the_prompt_while_the_first_still_answers(pair: Pair
     assert (await first.until_ended()).timings.transfer_bytes == 7 * BLOCK_BYTES
 
 
-async def test_busy_times_of_requests_add_up_to_the_engines(pair: Pair) -> None:
-    asked = [
-        pair.router.submit(random_prompt(20 + 60 * i, i), params_of(), prefill=["prefill-0", None][i % 2]) for i in range(6)
-    ]
-    ends = [await told.until_ended() for told in asked]
-    for ended, local in zip(ends, [False, True] * 3, strict=True):
-        assert ended.timings.prefilled_locally == local
-        assert (ended.timings.prefill_busy_s > 0) is not local
-        assert ended.timings.decode_busy_s > 0
-    by_prefill = sum(ended.timings.prefill_busy_s for ended in ends)
-    by_decode = sum(ended.timings.decode_busy_s for ended in ends)
-    assert by_prefill == pytest.approx(pair.prefill_metrics.value("serval_engine_busy_seconds_total"))
-    assert by_decode == pytest.approx(pair.decode_metrics.value("serval_engine_busy_seconds_total"))
-
-
 async def test_a_bug_in_one_request_s_results_ends_that_one_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     told_of, taken = Flow._told, itertools.count(1)
 
@@ -210,27 +185,3 @@ async def test_a_bug_in_one_request_s_results_ends_that_one_alone(pair: Pair, mo
     assert requests is not None
     await asyncio.wait_for(requests._idle.wait(), WAIT_S)
     assert len(requests) == 0
-
-
-async def test_what_a_cancelled_prompt_took_of_prefill_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chunks = {"max_batch_tokens": 64, "max_sequences": 8}
-    async with running_pair(folder, engine=chunks, decode={"local_prefill_max_tokens": 0}) as pair:
-        jobs = pair.prefill._jobs
-        assert jobs is not None
-        engine = jobs._engine
-        on_layer, loop, computing, go_on = jobs.on_layer, asyncio.get_running_loop(), asyncio.Event(), threading.Event()
-
-        def slow(layer: int, batch: Batch) -> None:
-            on_layer(layer, batch)
-            if batch.spans[0].start > 0 and not go_on.is_set():  # one chunk of the prompt has been computed
-                loop.call_soon_threadsafe(computing.set)
-                assert go_on.wait(WAIT_S)
-
-        monkeypatch.setattr(engine, "on_layer", slow)
-        told = pair.router.submit(random_prompt(200), params_of())
-        await asyncio.wait_for(computing.wait(), WAIT_S)
-        pair.router.cancel(told)
-        go_on.set()
-        ended = await told.until_ended()
-        assert (ended.outcome, told.tokens) == ("cancelled", [])
-        assert ended.timings.prefill_busy_s > 0

@@ -50,7 +50,7 @@ async def test_an_order_that_fails_ends_its_request_and_a_stream_that_fails_is_d
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     config = LinkConfig(reconnect_min_s=0.01, reconnect_max_s=0.05)
-    link = RouterLink(f"127.0.0.1:{port}", cluster_pb2.Hello(), cluster_pb2.LoadReport, Broken(), config)
+    link = RouterLink(f"127.0.0.1:{port}", cluster_pb2.Hello(), lambda router: cluster_pb2.LoadReport(), Broken(), config)
     link.start()
     try:
         async with asyncio.timeout(WAIT_S):

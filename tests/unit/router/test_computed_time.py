@@ -1,12 +1,22 @@
 """What workers computed is accounted for to the last report, whoever dies: told, lost, or still open."""
 
+import asyncio
+import itertools
 from typing import Any
 
 import pytest
 from dispatch_world import World
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from protocol import cluster_pb2
+from router.computed_time import ComputedTime
+from router.request import Request
+from router.workers import Worker
 
 PRICE = {"gpu_hour_usd": 3600.0}
 """A dollar per second."""
+INCARNATIONS = itertools.count(1)
 
 
 def world_of(**config: Any) -> World:
@@ -14,6 +24,15 @@ def world_of(**config: Any) -> World:
     for role, name in (("prefill", "p"), ("decode", "a"), ("decode", "b")):
         world.report(world.join(role, name))
     return world
+
+
+def pair_of(world: World, request: Request) -> tuple[Worker, Worker]:
+    assert request.prefill is not None and request.decode is not None
+    return request.prefill, request.decode
+
+
+def told(peer: Worker, seconds: float) -> cluster_pb2.BusyTime:
+    return cluster_pb2.BusyTime(peer=peer.incarnation, busy_s=seconds)
 
 
 def billed(world: World, pool: str, reason: str) -> float:
@@ -63,8 +82,61 @@ async def test_a_prompt_whose_worker_died_after_its_first_token_is_billed_once()
     world.say(task, 1, None)
     world.members.leave(prefill, "its stream broke")
     world.say(task, 5, "length", prefill_busy_s=3.1, decode_busy_s=1.0)
-    assert billed(world, "prefill", "lost") == 3.0 and billed(world, "prefill", "served") == 0.0
-    assert billed(world, "decode", "served") == 1.0
+    assert billed(world, "prefill", "lost") == 3.0 and billed(world, "decode", "served") == 1.0
+    assert billed(world, "prefill", "served") == pytest.approx(0.1), "computed since its last report"
+    assert busy(world, "prefill") == pytest.approx(3.1)
+
+
+async def test_a_prompt_that_was_told_before_its_worker_died_is_served() -> None:
+    """What that worker reported as told was not lost with it, however soon it died."""
+    world = world_of()
+    request = world.accept()
+    prefill, decode = pair_of(world, request)
+    task = world.task_of(request)
+    world.say(task, 1, None, prefill_busy_s=3.0)
+    world.report(prefill, busy_s=3.0, told_busy=[told(decode, 3.0)])
+    world.members.leave(prefill, "its stream broke")
+    world.say(task, 5, "length", prefill_busy_s=3.0, decode_busy_s=1.0)
+    assert (billed(world, "prefill", "served"), billed(world, "prefill", "lost"), busy(world, "prefill")) == (3.0, 0.0, 3.0)
+
+
+async def test_what_a_prefill_worker_told_a_decode_worker_that_died_is_lost() -> None:
+    """The first token was on its way: no other word of it comes."""
+    world = world_of()
+    request = world.accept()
+    prefill, decode = pair_of(world, request)
+    world.report(prefill, busy_s=2.0, told_busy=[told(decode, 2.0)])
+    assert billed(world, "prefill", "lost") == 0.0, "it may still come"
+    world.members.leave(decode, "its stream broke")
+    for _ in range(2):
+        world.report(prefill, busy_s=2.5, told_busy=[told(decode, 2.5)])
+    assert (billed(world, "prefill", "lost"), busy(world, "prefill")) == (2.5, 2.5), "once"
+
+
+async def test_what_comes_too_late_for_an_answer_s_end_is_lost() -> None:
+    """A prompt was computed by the decode worker after all, and the prefill worker said what it took when that was answered."""
+    world = world_of()
+    request = world.accept()
+    prefill, decode = pair_of(world, request)
+    world.say(world.task_of(request), 6, "length", decode_busy_s=1.0, prefilled_locally=True)
+    world.report(prefill, busy_s=2.0, told_busy=[told(decode, 2.0)])
+    for _ in range(2):
+        world.report(decode, busy_s=1.0, told_busy=[told(prefill, 2.0)])
+    world.members.leave(decode, "its stream broke")
+    world.report(prefill, busy_s=2.0, told_busy=[told(decode, 2.0)])
+    assert (billed(world, "prefill", "lost"), busy(world, "prefill")) == (2.0, 2.0), "once"
+
+
+async def test_open_work_of_a_stream_that_broke_is_lost_once_whatever_becomes_of_it() -> None:
+    world = world_of()
+    request = world.accept()
+    _, decode = pair_of(world, request)
+    world.report(decode, busy_s=4.0, untold_busy_s=4.0)
+    world.members.leave(decode, "its stream broke")
+    again = world.members.join(decode.hello, now=0.0)
+    world.report(again, busy_s=5.0, untold_busy_s=5.0)
+    world.report(again, busy_s=5.0, lost_busy_s=5.0)
+    assert (billed(world, "decode", "lost"), busy(world, "decode")) == (5.0, 5.0)
 
 
 async def test_what_nobody_could_be_told_is_lost_once_and_a_stream_that_comes_back_goes_on() -> None:
@@ -85,3 +157,118 @@ async def test_what_was_computed_before_this_router_came_is_not_its_business() -
     world.report(worker, busy_s=100.0, lost_busy_s=10.0)
     world.report(worker, busy_s=101.0, lost_busy_s=10.0)
     assert (busy(world, "decode"), billed(world, "decode", "lost")) == (1.0, 0.0)
+
+
+class Ledger:
+    """A prefill and a decode worker as they are to the bill, with everything that may be under way between them and the router."""
+
+    def __init__(self) -> None:
+        self.lost_s = self.billed_s = 0.0
+        self.time = ComputedTime(on_lost=self.on_lost)
+        self.begin_prefill()
+        self.begin_decode()
+
+    def on_lost(self, pool: str, seconds: float) -> None:
+        self.lost_s += seconds
+
+    def begin_prefill(self) -> None:
+        self.prefill = worker_of("prefill")
+        self.busy_s = self.untold_s = self.gone_s = 0.0
+        self.told_s: dict[int, float] = {}
+        self.report_prefill()
+
+    def begin_decode(self) -> None:
+        self.decode = worker_of("decode")
+        self.on_way: list[tuple[Worker, float]] = []
+        self.late_s: dict[int, float] = {}
+        self.report_decode()
+
+    def compute(self) -> None:
+        self.busy_s += 1.0
+        self.untold_s += 1.0
+
+    def tell(self) -> None:
+        peer = self.decode.incarnation
+        self.told_s[peer] = self.told_s.get(peer, 0.0) + self.untold_s
+        self.on_way.append((self.prefill, self.untold_s))
+        self.untold_s = 0.0
+
+    def lose(self) -> None:
+        """The prompt's asker has gone."""
+        self.gone_s, self.untold_s = self.gone_s + self.untold_s, 0.0
+
+    def hear(self) -> None:
+        if self.on_way:
+            prefill, seconds = self.on_way.pop(0)
+            self.billed_s += self.time.on_told(prefill, self.decode, seconds)
+
+    def come_late(self) -> None:
+        if self.on_way:
+            prefill, seconds = self.on_way.pop(0)
+            self.late_s[prefill.incarnation] = self.late_s.get(prefill.incarnation, 0.0) + seconds
+
+    def report_prefill(self) -> None:
+        told_busy = [cluster_pb2.BusyTime(peer=peer, busy_s=seconds) for peer, seconds in self.told_s.items()]
+        load = cluster_pb2.LoadReport(
+            busy_s=self.busy_s, untold_busy_s=self.untold_s, lost_busy_s=self.gone_s, told_busy=told_busy
+        )
+        self.time.on_report(self.prefill, load)
+
+    def report_decode(self) -> None:
+        told_busy = [cluster_pb2.BusyTime(peer=peer, busy_s=seconds) for peer, seconds in self.late_s.items()]
+        self.time.on_report(self.decode, cluster_pb2.LoadReport(told_busy=told_busy))
+
+    def kill_prefill(self) -> None:
+        self.time.on_gone(self.prefill)
+        self.begin_prefill()
+
+    def kill_decode(self) -> None:
+        self.time.on_gone(self.decode)
+        self.begin_decode()
+
+    def break_decode_s_stream(self) -> None:
+        """What it has not told yet is given up, and reported on the next stream."""
+        self.time.on_gone(self.decode)
+        while self.on_way:
+            self.come_late()
+        self.report_decode()
+
+    def break_decode_s_stream_and_lose(self) -> None:
+        """What it has told has not come through."""
+        self.time.on_gone(self.decode)
+        self.on_way.clear()
+        self.report_decode()
+
+    def break_prefill_s_stream(self) -> None:
+        self.time.on_gone(self.prefill)
+        self.report_prefill()
+
+
+EVENTS = ("compute", "tell", "lose", "hear", "come_late", "report_prefill", "report_decode")
+EVENTS += ("kill_prefill", "kill_decode", "break_prefill_s_stream", "break_decode_s_stream", "break_decode_s_stream_and_lose")
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=40))
+@settings(max_examples=500, deadline=None)
+@example(["compute", "report_prefill", "tell", "kill_decode", "kill_prefill"])
+@example(["compute", "report_prefill", "tell", "kill_prefill", "compute", "tell", "hear", "hear"])
+def test_whatever_dies_whenever_bill_and_losses_are_what_was_computed(events: list[str]) -> None:
+    async def run() -> None:
+        ledger = Ledger()
+        for event in events:
+            getattr(ledger, event)()
+        while ledger.on_way:
+            ledger.hear()
+        ledger.lose()
+        ledger.report_decode()
+        ledger.report_prefill()
+        computed_s = ledger.time.read().get("prefill", 0.0)
+        assert ledger.billed_s + ledger.lost_s == pytest.approx(computed_s), events
+
+    asyncio.run(run())
+
+
+def worker_of(pool: str) -> Worker:
+    role = cluster_pb2.ROLE_PREFILL if pool == "prefill" else cluster_pb2.ROLE_DECODE
+    hello = cluster_pb2.Hello(role=role, peer=cluster_pb2.Peer(name=pool, incarnation=next(INCARNATIONS)))
+    return Worker(hello, 0.0, 0.0, 0.0)

@@ -92,7 +92,7 @@ async def name() -> Name:
 @pytest.fixture
 async def links(name: Name) -> AsyncIterator[RouterLinks]:
     def make_link(address: str) -> RouterLink:
-        return RouterLink(address, cluster_pb2.Hello(), cluster_pb2.LoadReport, Idle(), CONFIG)
+        return RouterLink(address, cluster_pb2.Hello(), lambda router: cluster_pb2.LoadReport(), Idle(), CONFIG)
 
     found = RouterLinks(["dns:routers.test:8002"], make_link, CONFIG, name.resolve)
     found.start()
