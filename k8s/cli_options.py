@@ -23,7 +23,7 @@ Setting = Annotated[
 ]
 Kubeconfig = Annotated[Path | None, typer.Option(help="Default: KUBECONFIG, then ~/.kube/config; within a pod its account.")]
 Context = Annotated[str | None, typer.Option(help="Of the kubeconfig. Default: its current one.")]
-RequestTimeout = Annotated[float, typer.Option(min=0.1, help="Seconds that one request to the API server may take.")]
+RequestTimeout = Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds that one request to the API server may take.")]
 Timeout = Annotated[float, typer.Option(min=0, help="Seconds that the command waits at most.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+from yaml import YAMLError
+
 from k8s.live.errors import ClusterError, Missing, Unreachable, from_status, kind_missing
 from k8s.live.kinds import label
 from k8s.objects import FIELD_MANAGER, Manifest
@@ -42,11 +44,19 @@ def connect(kubeconfig: Path | None, context: str | None) -> Any:
             loader.load_incluster_config(client_configuration=settings)
         else:
             loader.load_kube_config(str(kubeconfig) if kubeconfig else None, context, settings)
-    except (config.ConfigException, OSError) as error:
-        named = f"--context {context}" if context else f"--kubeconfig {kubeconfig}" if kubeconfig else "KUBECONFIG"
-        raise ConfigError(f"{named}: {' '.join(str(error).split())}") from error
+    except (config.ConfigException, OSError, YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # The package checks little of what it reads: a file of another kind makes it stumble anywhere.
+        raise ConfigError(f"{_named(kubeconfig, context)}: {' '.join(str(error).split())}") from error
+    if not str(settings.host or "").startswith(("https://", "http://")):
+        raise ConfigError(
+            f"{_named(kubeconfig, context)}: the cluster's `server` must begin with https://, not {settings.host!r}"
+        )
     settings.retries = False
     return client.ApiClient(settings)
+
+
+def _named(kubeconfig: Path | None, context: str | None) -> str:
+    return f"--context {context}" if context else f"--kubeconfig {kubeconfig}" if kubeconfig else "KUBECONFIG"
 
 
 class Api:
@@ -67,7 +77,7 @@ class Api:
                 found = self._ask("GET", _group(api_version), "look up the kinds of", api_version)
             except Missing:
                 found = {"resources": []}
-            names = {one["kind"]: one["name"] for one in found["resources"] if "/" not in one["name"]}
+            names = {one["kind"]: one["name"] for one in found.get("resources") or () if "/" not in one["name"]}
             self._plurals[api_version] = names
         return kind in self._plurals[api_version]
 
@@ -85,8 +95,8 @@ class Api:
         while True:
             query = {"labelSelector": labels, "fieldSelector": fields, "limit": str(PAGE), "continue": more}
             page = self._ask("GET", self._path(api_version, kind), "list", f"{kind} objects", query)
-            found += [{"apiVersion": api_version, "kind": kind} | one for one in page["items"]]
-            if not (more := page["metadata"].get("continue") or ""):
+            found += [{"apiVersion": api_version, "kind": kind} | one for one in page.get("items") or ()]
+            if not (more := (page.get("metadata") or {}).get("continue") or ""):
                 return found
 
     def apply(self, one: Manifest, *, dry_run: bool = False, force: bool = False) -> Manifest:
@@ -155,8 +165,11 @@ class Api:
         for pause_s in (*PAUSES_S, None):
             try:
                 code, answer = self._send(parts)
-                if code < 300:
+                if code < 300 and "kind" in answer:
                     return answer
+                if code < 400:  # a page to sign in at, or a server of something else
+                    said = f"HTTP {code}, {str(answer)[:80]}"
+                    raise Unreachable(f"what answers at {self.address} is not Kubernetes ({act} {what}): {said}")
                 error: ClusterError = from_status(act, what, code, answer, self._role)
                 passes = code in AGAIN
             except exceptions.ReadTimeoutError as cause:
@@ -177,7 +190,10 @@ class Api:
             response = self._client.call_api(*parts, _request_timeout=(CONNECT_TIMEOUT_S, self._timeout_s))
         except ApiException as error:  # so the package says that a certificate is not what it should be
             reason = " ".join(str(error.reason).split())
-            raise Unreachable(f"the API server {self.address} is not who the kubeconfig says it is: {reason}") from error
+            what = (
+                "is not who the kubeconfig says it is" if "VERIFY_FAILED" in reason else "and this command find no TLS together"
+            )
+            raise Unreachable(f"the API server {self.address} {what}: {reason}") from error
         data = response.read()
         try:
             answer = json.loads(data)

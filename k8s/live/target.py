@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from k8s.live.api import Api
-from k8s.live.errors import Forbidden
+from k8s.live.errors import Forbidden, Refused
 from k8s.live.kinds import MADE, WORKLOADS, is_made_by_us, ours
 from k8s.live.readiness import ClusterState, cluster_state
 from k8s.objects import Manifest
@@ -26,11 +26,14 @@ class Target:
         return [one for api_version, kind in MADE for one in self._of_kind(api_version, kind)]
 
     def has_namespace(self) -> bool:
-        """As far as whoever asks may know: a right is missing later where it matters."""
+        """As far as whoever asks may know: a right is missing later where it matters. Raises Refused where it is going."""
         try:
-            return self.api.get("v1", "Namespace", self.api.namespace) is not None
+            found = self.api.get("v1", "Namespace", self.api.namespace)
         except Forbidden:
             return True
+        if found and found["metadata"].get("deletionTimestamp"):
+            raise Refused(f"namespace {self.api.namespace} is being deleted: nothing can be made there until it is gone")
+        return found is not None
 
     def workloads(self) -> list[Manifest]:
         return [one for api_version, kind in MADE if kind in WORKLOADS for one in self._of_kind(api_version, kind)]
