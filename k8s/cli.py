@@ -31,9 +31,10 @@ from k8s.cli_options import (
 )
 from k8s.live.apply import carry_out, namespace_of, patience_s, wait_until_ready
 from k8s.live.delete import delete as delete_all
-from k8s.live.drain import find_pod, remove_worker, replace_worker, shrink_pool, size_of, workload_of
+from k8s.live.drain import find_pod, is_last, remove_worker, replace_worker, shrink_pool, size_of, workload_of
 from k8s.live.errors import ClusterError, Missing, NotReady, Refused
 from k8s.live.kinds import in_order, label
+from k8s.live.pods import role_of
 from k8s.live.preview import Change, differences, preview, require_kinds
 from k8s.live.readiness import to_json
 from k8s.live.view import View, table
@@ -164,7 +165,7 @@ def status(
 @app.command(name="drain")
 def drain(
     what: Annotated[str, typer.Argument(metavar="WORKER|POOL", help="A pod's name, or router, prefill or decode.")],
-    replicas: Annotated[int, typer.Option(min=0, help="Of a pool: how many pods stay.")] = 0,
+    replicas: Annotated[int | None, typer.Option(min=0, help="Of a pool: how many stay. Default: none.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Of a pod: another takes its place.")] = False,
     config: Config = None,
     overlay: Overlay = None,
@@ -185,9 +186,17 @@ def drain(
             if not replicas:
                 size = size_of(workload_of(there, what), what)
                 _ask(f"Drain all {size} pods of {what}? Nothing is served then.", yes)
-            shrink_pool(there, what, replicas, timeout, view)
-        else:
-            (replace_worker if replace else remove_worker)(there, find_pod(there, what), timeout, view)
+            shrink_pool(there, what, replicas or 0, timeout, view)
+            return
+        if replicas is not None:
+            raise Refused("--replicas is for a pool: one pod is drained, or with --replace another takes its place")
+        pod = find_pod(there, what)
+        if replace:
+            replace_worker(there, pod, timeout, view)
+            return
+        if is_last(there, pod):
+            _ask(f"Drain the last worker of {role_of(pod)}? Nothing is served then.", yes)
+        remove_worker(there, pod, timeout, view)
 
 
 @app.command(name="delete")

@@ -1,10 +1,12 @@
 """Scaling down by drain: a pool to a number of pods, or one worker. A pod that is asked to end works off what it has: that is what
 SIGTERM means to our processes, under Ray Serve what the end of a replica means."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from k8s.live.errors import Changed, ClusterError, NotReady, Refused, Unreachable
-from k8s.live.pods import condition, role_of
+from k8s.live.pods import condition, is_over, role_of
 from k8s.live.ray_pools import at_most, hosts_of, resized
 from k8s.live.readiness import pods_of_a_worker
 from k8s.live.target import Deadline, Target
@@ -50,6 +52,12 @@ def find_pod(target: Target, name: str) -> Manifest:
     raise Refused(f"{name} is neither a pool ({', '.join(ROLES)}) nor a pod of cluster {target.name}; its pods: {there}")
 
 
+def is_last(target: Target, pod: Manifest) -> bool:
+    """Whether no other worker of its pool shall be there without it."""
+    workload = workload_of(target, role_of(pod))
+    return workload["kind"] == "Deployment" and not _ends(pod) and size_of(workload, role_of(pod)) == 1
+
+
 def shrink_pool(target: Target, role: str, replicas: int, timeout_s: float, view: View) -> None:
     """Makes the pool `replicas` large, and returns when the surplus is gone. Raises Refused if it is smaller already."""
     deadline = Deadline(timeout_s)
@@ -58,7 +66,8 @@ def shrink_pool(target: Target, role: str, replicas: int, timeout_s: float, view
     view.line(f"{role} shall have {pods} pods; the others take no new work and finish what they have")
     patience = "Ray's autoscaler takes away a pod whose replica ended, when it was idle for idleTimeoutSeconds"
     hint = patience if workload["kind"] == "RayService" else "a pod may take terminationGracePeriodSeconds"
-    _wait_for_pods(target, role, pods, deadline, view, hint)
+    with _goes_on(view):
+        _wait_for_pods(target, role, pods, deadline, view, hint)
 
 
 def remove_worker(target: Target, pod: Manifest, timeout_s: float, view: View) -> None:
@@ -70,13 +79,22 @@ def remove_worker(target: Target, pod: Manifest, timeout_s: float, view: View) -
     if workload["kind"] == "LeaderWorkerSet":
         raise Refused(f"the worker made last ends first: `serval k8s drain {role} --replicas N`, or drain {name} --replace")
 
-    for other in target.pods():
-        if role_of(other) == role and other["metadata"]["name"] != name and not _is_ready(other) and not _ends(other):
-            raise Refused(f"{other['metadata']['name']} is not ready, and would go before {name}: wait for it, or --replace")
-    target.api.patch(pod, {"metadata": {"annotations": FIRST_TO_GO}})
-    _resized(target, role, size_of(workload, role) - 1)
-    view.line(f"{name} takes no new work and finishes what it has; {role} is one smaller")
-    _wait_until_gone(target, pod, deadline)
+    if is_over(pod):
+        raise Refused(f"{name} has ended already: it serves nobody, and its pool has or gets another")
+    others = [one for one in target.pods() if role_of(one) == role and not _ends(one) and not is_over(one)]
+    if _is_asked(pod, len(others) - workload["spec"]["replicas"]):
+        view.line(f"{name} was asked to end before: it takes no new work and finishes what it has")
+    else:
+        for other in others:
+            if other["metadata"]["name"] != name and not _is_ready(other):
+                raise Refused(
+                    f"{other['metadata']['name']} is not ready, and would go before {name}: wait for it, or --replace"
+                )
+        target.api.patch(pod, {"metadata": {"annotations": FIRST_TO_GO}})
+        _resized(target, role, size_of(workload, role) - 1)
+        view.line(f"{name} takes no new work and finishes what it has; {role} is one smaller")
+    with _goes_on(view):
+        _wait_until_gone(target, pod, deadline)
 
 
 def replace_worker(target: Target, pod: Manifest, timeout_s: float, view: View) -> None:
@@ -93,7 +111,24 @@ def replace_worker(target: Target, pod: Manifest, timeout_s: float, view: View) 
             view.line(f"waiting: {error}")
             deadline.pause()
     view.line(f"{name} takes no new work and finishes what it has; another takes its place")
-    _wait_until_gone(target, pod, deadline)
+    with _goes_on(view):
+        _wait_until_gone(target, pod, deadline)
+
+
+def _is_asked(pod: Manifest, surplus: int) -> bool:
+    """Whether a drain before this one has asked: to make the pool smaller once more would take another worker with it. `surplus`:
+    pods that Kubernetes has yet to end."""
+    return _ends(pod) or (surplus > 0 and FIRST_TO_GO.items() <= (pod["metadata"].get("annotations") or {}).items())
+
+
+@contextmanager
+def _goes_on(view: View) -> Iterator[None]:
+    """Around a wait: who interrupts it stops no drain."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        view.line("interrupted: what was asked to end goes on ending; the same command again waits for it")
+        raise
 
 
 def _resized(target: Target, role: str, replicas: int) -> Manifest:
@@ -128,7 +163,7 @@ def _allow(target: Target, role: str, pods: int) -> None:
 def _wait_for_pods(target: Target, role: str, replicas: int, deadline: Deadline, view: View, hint: str) -> None:
     told = -1
     while True:
-        found = [pod for pod in target.pods() if role_of(pod) == role]
+        found = [pod for pod in target.pods() if role_of(pod) == role and not is_over(pod)]
         if len(found) <= replicas:
             return
         if len(found) != told:

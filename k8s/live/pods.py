@@ -62,6 +62,11 @@ def role_of(one: Manifest) -> str:
     return str((one["metadata"].get("labels") or {}).get(f"{PREFIX}/component", ""))
 
 
+def is_over(pod: Manifest) -> bool:
+    """Whether its processes have ended for good. What a node threw out stays as an object, long after another took its place."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
 def condition(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Of that type; empty if there is none."""
     return next((one for one in status.get("conditions") or [] if one.get("type") == name), {})

@@ -97,7 +97,7 @@ def _of_deployment(workload: Manifest, states: Mapping[str, list[PodState]], war
     is_hopeless = progress.get("reason") == "ProgressDeadlineExceeded"
     if is_hopeless:
         why.append("no pod became ready in the time that start_timeout_s gives")
-    why += _troubles(found)
+    why += _troubles(found, desired)
     if (updated := status.get("updatedReplicas", 0)) < desired:
         why.append(f"{updated} of {desired} pods are of the new configuration")
     elif (left := status.get("replicas", 0) - updated) > 0:
@@ -114,7 +114,7 @@ def _of_leader_worker_set(workload: Manifest, states: Mapping[str, list[PodState
     desired, each = workload["spec"].get("replicas", 1), pods_of_a_worker(workload)
     found = states.get(role, [])
     why = [] if _has_looked(workload) else ["the LeaderWorkerSet operator has not looked at it yet: does it run?"]
-    why += _troubles(found)
+    why += _troubles(found, desired * each)
     if (updated := status.get("updatedReplicas", 0)) < desired:
         why.append(f"{updated} of {desired} workers are of the new configuration")
     elif (left := status.get("replicas", 0) - desired) > 0:
@@ -127,8 +127,11 @@ def pods_of_a_worker(leader_worker_set: Manifest) -> int:
     return int(leader_worker_set["spec"]["leaderWorkerTemplate"].get("size", 1))
 
 
-def _troubles(pods: Sequence[PodState]) -> list[str]:
-    return [f"{pod.name}: {pod.why}" for pod in pods if not pod.is_ready and not pod.is_draining]
+def _troubles(pods: Sequence[PodState], desired: int) -> list[str]:
+    """A pod that failed is none while enough others are ready: it stays as an object, long after another took its place."""
+    is_short = sum(pod.is_ready for pod in pods) < desired
+    found = [pod for pod in pods if not pod.is_ready and not pod.is_draining]
+    return [f"{pod.name}: {pod.why}" for pod in found if is_short or pod.phase != "Failed"]
 
 
 def _of_ray_groups(workload: Manifest, states: Mapping[str, list[PodState]]) -> list[PoolState]:
@@ -139,7 +142,7 @@ def _of_ray_groups(workload: Manifest, states: Mapping[str, list[PodState]]) -> 
     for role in ("head", *ROLES):
         found = states.get(role, [])
         ready, desired = sum(pod.is_ready for pod in found), numbers.get(role, 1)
-        why = _troubles(found)
+        why = _troubles(found, desired)
         if not found and desired:
             why.append("there is no pod yet")
         pools.append(PoolState(role, desired, ready, tuple(found), tuple(why)))

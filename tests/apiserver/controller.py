@@ -73,7 +73,8 @@ class Controller:
 
     def tick(self) -> None:
         for pod in self.store.of_kind("Pod"):
-            self._live(pod)
+            if not is_over(pod):
+                self._live(pod)
         for workload in self.store.of_kind("Deployment"):
             if not workload["metadata"].get("deletionTimestamp"):
                 self._keep(workload)
@@ -155,7 +156,9 @@ class Controller:
 
     def _pods_of(self, owner: Object) -> list[Object]:
         return [
-            one for one in self.store.owned_by(owner) if one["kind"] == "Pod" and not one["metadata"].get("deletionTimestamp")
+            one
+            for one in self.store.owned_by(owner)
+            if one["kind"] == "Pod" and not one["metadata"].get("deletionTimestamp") and not is_over(one)
         ]
 
     # ---- Deployments
@@ -255,6 +258,11 @@ class Controller:
         self.store.change(
             resource, metadata["namespace"], metadata["name"], lambda now: now | {"status": status}, subresource="status"
         )
+
+
+def is_over(pod: Object) -> bool:
+    """As for a real one: its place is taken by another, and it stays as an object."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def component(one: Object) -> str:
