@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from protocol.errors import ConfigError
+
 if TYPE_CHECKING:
     from planner.bill import Bill
 
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_WINDOW = "24h"
 
 
 def cost(
@@ -20,7 +23,7 @@ def cost(
         list[str] | None, typer.Option(help="A router's HTTP address; several where there are several routers.")
     ] = None,
     prometheus: Annotated[str | None, typer.Option(help="Prometheus' address; read instead of routers.")] = None,
-    window: Annotated[str, typer.Option(help="With Prometheus: how far back, such as 24h.")] = "24h",
+    window: Annotated[str | None, typer.Option(help="With Prometheus: how far back, such as 1h30m. Default: 24h.")] = None,
     ca: Annotated[
         Path | None, typer.Option(envvar="SERVAL_CA", help="PEM file of the authority that signed the cluster's certificate.")
     ] = None,
@@ -34,18 +37,22 @@ def cost(
 
     samples = []
     if prometheus is not None:
+        if url:
+            raise ConfigError("url: Prometheus is read instead of routers; give one of the two")
         with connect(Cluster(prometheus, ca)) as client:
-            samples = from_prometheus(client, prometheus.rstrip("/"), window)
+            samples = from_prometheus(client, prometheus.rstrip("/"), window or DEFAULT_WINDOW)
     else:
-        for one in url or [DEFAULT_URL]:
+        if window is not None:
+            raise ConfigError("window: needs --prometheus: a router knows nothing but the sum since it started")
+        for one in dict.fromkeys(each.rstrip("/") for each in url or [DEFAULT_URL]):  # none counts twice
             with connect(Cluster(one, ca)) as client:
-                samples += from_router(client, one.rstrip("/"))
+                samples += from_router(client, one)
     bill = make_bill(samples)
     if as_json:
         json.dump(asdict(bill), sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
-        _show(bill, f"in the last {window}" if prometheus is not None else "since the router started")
+        _show(bill, f"in the last {window or DEFAULT_WINDOW}" if prometheus is not None else "since the router started")
 
 
 def _show(bill: "Bill", since: str) -> None:

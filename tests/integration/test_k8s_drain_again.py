@@ -1,4 +1,4 @@
-"""A drain that is interrupted, too slow or asked for twice; pods that ended and are still listed; who is asked before all is gone."""
+"""A drain that is interrupted, too slow or asked for twice; pods that ended and are listed; who is asked before all is gone."""
 
 import signal
 from collections.abc import Iterator

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -142,8 +142,8 @@ async def test_the_bill_from_prometheus(
     say("serval_workers", "3", pool="decode")
     assert run(monkeypatch, "--prometheus", f"http://{site.address}", "--window", "1h") == 0
     assert "$5.00 in the last 1h, $3.00 of it idle" in capsys.readouterr().out
-    site.pages["increase(serval_cost_dollars_total[x])"] = b'{"status": "error", "error": "bad duration"}'
-    assert run(monkeypatch, "--prometheus", f"http://{site.address}", "--window", "x") == cli.EXIT_USAGE
+    site.pages["increase(serval_cost_dollars_total[0s])"] = b'{"status": "error", "error": "bad duration"}'
+    assert run(monkeypatch, "--prometheus", f"http://{site.address}", "--window", "0s") == cli.EXIT_USAGE
     assert "window: Prometheus refuses" in capsys.readouterr().err
 
 
@@ -151,3 +151,94 @@ def test_nobody_there_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert run(monkeypatch, "--url", "http://127.0.0.1:9") == cli.EXIT_FAILED
     told = capsys.readouterr().err
     assert told.startswith("serval: error: url: http://127.0.0.1:9/metrics does not answer") and told.count("\n") == 1
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("serval: error: ") and shown.err.count("\n") == 1
+    return shown.err
+
+
+def cut_in_a_label(page: bytes) -> bytes:
+    return page[: page.rindex(b'"} ')]
+
+
+def cut_in_a_figure(page: bytes) -> bytes:
+    return page[:-1]
+
+
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        (b"<html>hello</html>", "/metrics holds no metrics"),
+        (b"# TYPE up gauge\nup 1\n", "/metrics is not a router's: it says nothing of serval_worker_hour_cost_dollars"),
+        (b"", "/metrics holds no metrics"),
+        (cut_in_a_label, "or half a page of them"),
+        (cut_in_a_figure, "its last line has no end"),
+        (None, "/metrics answers HTTP 404: is it a router's HTTP address?"),
+    ],
+)
+async def test_what_is_no_router_has_no_bill(
+    sites: tuple[Site, Site],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    page: bytes | Callable[[bytes], bytes] | None,
+    says: str,
+) -> None:
+    if callable(page):
+        page = page(rendered(100.0, 41.0, {"served": 0.08}))
+    sites[0].pages = {} if page is None else {"/metrics": page}
+    assert run(monkeypatch, "--url", f"http://{sites[0].address}") == cli.EXIT_FAILED
+    assert says in one_line(capsys)
+
+
+@pytest.mark.parametrize("page", [b"null", b"[1]", b"<html>", b'{"status": "success"}', b"{}"])
+async def test_what_is_no_prometheus(
+    sites: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], page: bytes
+) -> None:
+    sites[0].pages = {"increase(serval_cost_dollars_total[24h])": page}
+    assert run(monkeypatch, "--prometheus", f"http://{sites[0].address}") == cli.EXIT_FAILED
+    assert "is not Prometheus (HTTP 200)" in one_line(capsys)
+
+
+async def test_a_prometheus_that_does_not_scrape_us(
+    sites: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sites[0].pages = _Always(json.dumps({"status": "success", "data": {"result": []}}).encode())
+    assert run(monkeypatch, "--prometheus", f"http://{sites[0].address}") == cli.EXIT_FAILED
+    assert "knows nothing of Serval in the last 24h: does it scrape the routers?" in one_line(capsys)
+
+
+class _Always(dict[str, bytes]):
+    """One answer to everything."""
+
+    def __init__(self, page: bytes) -> None:
+        self._page = page
+
+    def get(self, _key: str, _default: object = None) -> bytes:  # type: ignore[override]
+        return self._page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--window", "1h"), "window: needs --prometheus"),
+        (("--prometheus", "http://127.0.0.1:9", "--url", "http://127.0.0.1:9"), "url: Prometheus is read instead"),
+        (("--prometheus", "http://127.0.0.1:9", "--window", "1h] or vector(1"), "window: must be a time such as 24h"),
+        (("--prometheus", "http://127.0.0.1:9", "--window", "-1h"), "window: must be a time such as 24h"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
+) -> None:
+    assert run(monkeypatch, *arguments) == cli.EXIT_USAGE
+    assert says in one_line(capsys)
+
+
+async def test_a_router_that_is_named_twice_counts_once(
+    sites: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"http://{sites[0].address}"
+    assert run(monkeypatch, "--url", address, "--url", f"{address}/", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["usd_by_reason"] == pytest.approx({"served": 0.08})
