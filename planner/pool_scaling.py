@@ -1,7 +1,8 @@
 """The scaling decision of one pool: a pure function of what was measured and of the little that is remembered.
 
 Growing needs no proof, shrinking does. What is remembered keeps a constant load from moving the pool to and fro: at which use an
-SLO was missed (else the pool would shrink back to it), and whether a shrinking had to be taken back.
+SLO was missed (else the pool would shrink back to it), and whether a shrinking had to be taken back; and what keeps a pool from
+growing for nothing: whether it has helped (planner/slo_trial.py).
 """
 
 from dataclasses import dataclass, replace
@@ -9,18 +10,10 @@ from enum import StrEnum
 from math import ceil
 
 from planner.scaling_config import PoolLimits, ScalingConfig
+from planner.slo_trial import MISSES, ROUNDING, SAME_LOAD, STEP, Trial, Vain
 
 LEAST_TARGET_USE = 0.1
-"""However often an SLO was missed: then it is not for want of replicas, and the pool must not fill the cluster for nothing."""
-MISSES = 3
-"""Periods in a row that a miss which the load does not explain must last: after a burst the last that waited are still told of when
-the queue is gone."""
-SAME_LOAD = 1.5
-"""A need of less than so many times another is the same load with its noise, not a swing."""
-MAX_SLO_STEP = 1.5
-"""A missed SLO makes the pool at most so many times larger at once: latency grows faster than load does near the limit."""
-ROUNDING = 1e-6
-"""What a sum of floating-point numbers may be off by."""
+"""However often an SLO was missed: then it is hardly for want of replicas."""
 CALM_LIMIT = 16
 """Times `calm_periods`, at most, that a pool must be calm after reversals."""
 
@@ -33,6 +26,8 @@ class Reason(StrEnum):
     SLO = "slo"
     CALM = "calm"
     """It shrinks: a smaller pool has been enough for long."""
+    IN_VAIN = "in_vain"
+    """It has grown for an SLO, which did not help: what it has learned of that is forgotten, and from now on the load decides."""
     LIMIT = "limit"
     """`min`, `max` or `max_gpus` keep it from what it needs."""
 
@@ -72,6 +67,10 @@ class PoolMemory:
     ceiling: float | None = None
     """Use above which an SLO was missed lately."""
     ceiling_age: int = 0
+    trial: Trial | None = None
+    """It grows for an SLO, and whether that helps is not known yet."""
+    vain: Vain | None = None
+    """It did not."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +91,16 @@ def decide_pool(config: ScalingConfig, limits: PoolLimits, memory: PoolMemory, s
     memory = _remember(config, memory, signal)
     missed = memory.missed >= MISSES
     if missed:
-        memory = replace(memory, missed=0, ceiling=_lower_ceiling(config, memory, signal), ceiling_age=0)
+        memory = _try_to_help(config, memory, signal)
     need = _load(config, memory, signal) / _target_use(config, memory)
+    if missed and memory.vain is not None:
+        return PoolDecision(memory.desired, signal.ready, need, Reason.IN_VAIN, memory)
     wanted = limits.clamp(max(ceil(need - ROUNDING), signal.ready + 1 if missed else 0))
     if wanted > memory.desired:
         return _grow(config, memory, signal, need, wanted, Reason.SLO if missed else Reason.LOAD)
     enough = limits.clamp(ceil(need * (1 + config.down_margin) - ROUNDING))
     waiting_for_replicas = 0 < memory.pending < config.pending_periods
-    slo_kept = signal.slo_error is None or signal.slo_error <= 1
+    slo_kept = signal.slo_error is None or signal.slo_error <= 1 or memory.vain is not None
     if enough < memory.desired and slo_kept and not waiting_for_replicas:
         return _shrink_if_calm(config, memory, signal, need, enough)
     reason = Reason.LIMIT if need > limits.max else Reason.STEADY
@@ -116,6 +117,8 @@ def _remember(config: ScalingConfig, memory: PoolMemory, signal: PoolSignal) -> 
         missed=memory.missed + 1 if _unexplained_miss(config, memory, signal) else 0,
         ceiling=None if age > config.memory_periods else memory.ceiling,
         ceiling_age=age,
+        trial=memory.trial and memory.trial.older(signal.slo_error),
+        vain=memory.vain and memory.vain.older(_load(config, memory, signal), signal.slo_error, config.memory_periods),
     )
 
 
@@ -127,15 +130,25 @@ def _load(config: ScalingConfig, memory: PoolMemory, signal: PoolSignal) -> floa
 
 def _unexplained_miss(config: ScalingConfig, memory: PoolMemory, signal: PoolSignal) -> bool:
     """Where replicas are on their way, what they will do is not known yet."""
+    if memory.vain is not None:
+        return False
     if signal.slo_error is None or signal.slo_error <= 1 or signal.ready < memory.desired:
         return False
     return 0 < _load(config, memory, signal) <= signal.ready * _target_use(config, memory) * (1 + ROUNDING)
 
 
-def _lower_ceiling(config: ScalingConfig, memory: PoolMemory, signal: PoolSignal) -> float:
-    use = min(_target_use(config, memory), _load(config, memory, signal) / max(1, signal.ready))
-    assert signal.slo_error is not None, "a missed SLO was measured"
-    return max(min(LEAST_TARGET_USE, config.target_use), use / min(signal.slo_error, MAX_SLO_STEP))
+def _try_to_help(config: ScalingConfig, memory: PoolMemory, signal: PoolSignal) -> PoolMemory:
+    """After a miss that the load does not explain: with a lower ceiling, or without any where that has not helped."""
+    error, load = signal.slo_error, _load(config, memory, signal)
+    assert error is not None, "a missed SLO was measured"
+    use = min(_target_use(config, memory), load / max(1, signal.ready))
+    trial, memory = memory.trial, replace(memory, missed=0)
+    if trial is not None and trial.is_in_vain(use, error):
+        return replace(memory, calm=0, calm_peak=0, trial=None, ceiling=None, vain=Vain(load, error))
+    if trial is None or not trial.goes_on(use, error):
+        trial = Trial(use, error)
+    ceiling = max(min(LEAST_TARGET_USE, config.target_use), trial.least_use, use / min(error, STEP))
+    return replace(memory, trial=trial, ceiling=ceiling, ceiling_age=0)
 
 
 def _target_use(config: ScalingConfig, memory: PoolMemory) -> float:

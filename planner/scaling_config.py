@@ -69,7 +69,7 @@ class ScalingConfig(BaseModel):
         ge=1,
         description="A pool that must grow within so many periods after it shrank, under about the same load, had been made too "
         "small: it must then be calm for twice as long before it shrinks again. Also how long is remembered at which use an SLO "
-        "was missed.",
+        "was missed, or that a larger pool did not help.",
     )
     pending_periods: int = Field(
         20,

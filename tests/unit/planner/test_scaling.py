@@ -1,5 +1,6 @@
 """The scaling decision: whatever the signals it keeps its limits; a constant load moves nothing; a swing is followed at once."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from random import Random
 
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from planner.pool_scaling import PoolSignal, Reason
+from planner.pool_scaling import PoolDecision, PoolSignal, Reason, decide_pool
 from planner.scaling import Decision, ScalingMemory, Signals, decide, start
 from planner.scaling_config import PoolLimits, ScalingConfig
 
@@ -142,6 +143,77 @@ def test_an_slo_that_the_load_does_not_explain_makes_the_pool_larger_and_is_reme
         decision = decide(config, memory, Signals(PoolSignal(memory.prefill.desired, 1.0, 0.0, 0.8), fine))
         memory = decision.memory
         assert decision.prefill.desired == 3
+
+
+def under_slo(
+    periods: int, load: float, error: Callable[[int, int], float], first: int = 2, most: int = 30
+) -> list[PoolDecision]:
+    """A pool that gets what it asks for, under a load that one decision explains; `error` is of the period and what is ready."""
+    config = ScalingConfig(prefill=PoolLimits(max=most))
+    decisions: list[PoolDecision] = []
+    memory, ready = start(config, first, 1).prefill, first
+    for period in range(periods):
+        signal = PoolSignal(ready, min(load, ready), max(0.0, load - ready), error(period, ready))
+        decisions.append(decide_pool(config, config.prefill, memory, signal))
+        memory, ready = decisions[-1].memory, decisions[-1].desired
+    return decisions
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+@pytest.mark.parametrize(("load", "enough"), [(0.05, 1), (1.0, 2), (6.0, 10)])
+def test_an_slo_that_more_replicas_do_not_help_does_not_fill_the_cluster(load: float, enough: int, noise: float) -> None:
+    """Such as a prompt that alone takes longer than it may. Four hours at the default period."""
+    random = Random(3)
+    decisions = under_slo(960, load, lambda *_: 1.3 * (1 + noise * random.uniform(-1, 1)), first=enough)
+    sizes = [one.desired for one in decisions]
+    # A little, to find out; noise may look like a first success.
+    assert max(sizes) <= 1.5 ** (2 if noise else 1) * enough + 1
+    assert sizes.count(enough) > 0.9 * len(sizes)
+    tries = [one.reason for one in decisions].count(Reason.IN_VAIN)
+    assert 4 <= tries <= 5, "once more each hour"
+    given_up = next(one for one in decisions if one.reason is Reason.IN_VAIN)
+    assert given_up.need == pytest.approx(load / 0.7), "what was learned is forgotten"
+
+
+@pytest.mark.parametrize(
+    ("error", "kept_from"),
+    [
+        (lambda _, ready: 2.0 / ready / 0.3, 7),  # in proportion to the use of each
+        (lambda _, ready: 0.9 + 0.4 / ready, 4),  # most of it is not for want of replicas
+        (
+            lambda period, ready: 2.0 / ready / (0.5 if period < 60 else 0.3),
+            7,
+        ),  # longer requests later: it has to grow once more
+    ],
+)
+def test_what_helps_goes_on_until_the_slo_is_kept(error: Callable[[int, int], float], kept_from: int) -> None:
+    decisions = under_slo(120, 2.0, error, first=3)
+    assert Reason.IN_VAIN not in {one.reason for one in decisions}
+    assert {one.desired for one in decisions[100:]} == {kept_from}
+    assert error(119, kept_from) <= 1 < error(119, kept_from - 1)
+
+
+def test_what_was_in_vain_is_tried_again_when_conditions_are_others() -> None:
+    def error(period: int, ready: int) -> float:
+        if period < 40:
+            return 1.4  # whatever is done
+        return 0.5 if period < 60 else 2.0 / ready / 0.3
+
+    sizes = [one.desired for one in under_slo(120, 2.0, error, first=3)]
+    assert set(sizes[30:60]) == {4}, "2 / 0.7 and a margin"
+    assert set(sizes[100:]) == {7}
+
+
+def test_a_pool_that_is_not_helped_leaves_the_other_its_share() -> None:
+    config = ScalingConfig(prefill=PoolLimits(max=20), decode=PoolLimits(max=20), max_gpus=8)
+    memory = start(config, 2, 6)
+    sizes = []
+    for _ in range(200):
+        prefill, decode = memory.prefill.desired, memory.decode.desired
+        signals = Signals(PoolSignal(prefill, 1.0, 0.0, 1.5), PoolSignal(decode, 3.5))
+        memory = decide(config, memory, signals).memory
+        sizes.append(memory.decode.desired)
+    assert min(sizes) == 5, "3.5 / 0.7"
 
 
 def test_replicas_that_never_come_do_not_stick() -> None:
