@@ -24,12 +24,12 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 LONGEST = 3000
 AT_ONCE = 16
-REAL_PROMPTS = int(os.environ.get("SERVAL_REAL_PROMPTS", "20"))
+REAL_PROMPTS = int(os.environ.get("SERVAL_REAL_PROMPTS", "12"))
 
 
 def lengths(count: int, seed: int, longest: int = LONGEST) -> list[int]:
-    """Prompt lengths from 1 to LONGEST: both ends, the borders of blocks, the rest spread over the orders of magnitude."""
-    special = [1, LONGEST, BLOCK - 1, BLOCK, BLOCK + 1, 8 * BLOCK]
+    """Prompt lengths from 1 to `longest`: both ends, the borders of blocks, the rest spread over the orders of magnitude."""
+    special = [1, longest, BLOCK - 1, BLOCK, BLOCK + 1, 8 * BLOCK]
     drawn = random.Random(seed)
     return special + [round(math.exp(drawn.uniform(0, math.log(longest)))) for _ in range(count - len(special))]
 
@@ -88,7 +88,10 @@ async def test_prompts_of_a_real_model(clusters: Clusters, embedded_spec: Cluste
     assert moves.of("decode", "drafted") >= moves.of("decode", "accepted") > 0
 
 
-@pytest.fixture(params=["1P1D-chunks-of-whole-blocks", "2P1D-chunks-across-blocks", "1P2D-chunks-across-blocks"])
+TOPOLOGIES = ["1P1D-chunks-of-whole-blocks", "1P2D-chunks-across-blocks"]
+
+
+@pytest.fixture(params=[*TOPOLOGIES, pytest.param("2P1D-chunks-across-blocks", marks=pytest.mark.long)])
 def topology(request: pytest.FixtureRequest, tiny_spec: ClusterSpec) -> ClusterSpec:
     fixtures = {"1P1D": "tiny_spec", "2P1D": "two_prefill_spec", "1P2D": "two_decode_spec"}
     spec: ClusterSpec = request.getfixturevalue(fixtures[request.param.partition("-")[0]])

@@ -14,7 +14,7 @@ import pytest
 from cluster_harness import ClusterSpec, RunningCluster
 from cluster_shared import Clusters
 
-CASES = int(os.environ.get("SERVAL_SCHEMATHESIS_CASES", "150"))
+CASES = int(os.environ.get("SERVAL_SCHEMATHESIS_CASES", "100"))
 TIMEOUT_S = 300 if CASES < 1000 else 3000
 SEED = 20
 CHECKS = (

@@ -57,6 +57,7 @@ async def test_same_answer_as_one_process(clusters: Clusters, split_spec: Cluste
     assert len(await followers_of(cluster, "prefill-0")) == len(await followers_of(cluster, "decode-0")) == 1
 
 
+@pytest.mark.long
 async def test_a_worker_whose_follower_is_killed_is_replaced(
     clusters: Clusters, split_spec: ClusterSpec, reference: Reference
 ) -> None:

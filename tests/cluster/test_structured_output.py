@@ -137,6 +137,7 @@ async def placed_and_ended(cluster: RunningCluster) -> tuple[float, float]:
     return router.sum("serval_placements_total", pool="decode"), router.sum("serval_requests_total")
 
 
+@pytest.mark.long
 async def test_every_answer_is_valid(clusters: Clusters, embedded_spec: ClusterSpec) -> None:
     cluster: RunningCluster = clusters.get(dataclasses.replace(embedded_spec, decode=2))
     schemas = json_schemas(SCHEMAS, seed=3)

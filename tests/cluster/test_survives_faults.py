@@ -120,6 +120,7 @@ class TestKilledWorker:
         await until(lambda: cluster.all_joined(without=killed.incarnation), "it is back", RESTART_TIMEOUT_S)
         await assert_works_again(cluster, tiny_reference, seed=2)
 
+    @pytest.mark.long
     async def test_the_only_decode(self, clusters: Clusters, tiny_spec: ClusterSpec, tiny_reference: Reference) -> None:
         """Nobody can go on until it is back: then the answers do, from the tokens that the clients have."""
         cluster = clusters.get(tiny_spec)
@@ -156,6 +157,7 @@ class TestKilledWorker:
         await until(lambda: cluster.all_joined(without=killed.incarnation), "it is back", RESTART_TIMEOUT_S)
         await assert_works_again(cluster, tiny_reference, seed=6)
 
+    @pytest.mark.long
     async def test_one_of_two_prefills(
         self, clusters: Clusters, two_prefill_spec: ClusterSpec, tiny_reference: Reference
     ) -> None:
@@ -220,6 +222,7 @@ class TestStalledWorker:
 
 
 class TestKilledRouter:
+    @pytest.mark.long
     async def test_under_load(self, clusters: Clusters, tiny_spec: ClusterSpec, tiny_reference: Reference) -> None:
         """Its clients' connections break. The workers give up its requests, and find it again when it is back."""
         cluster = clusters.get(tiny_spec)
