@@ -64,6 +64,13 @@ def serving(slo: SloConfig) -> Dashboard:
         Panel("Answer tokens by tenant", "short", [Target(NOW.rate("generation_tokens", "tenant", **TENANT), "{{tenant}}")]),
         Panel("Prompt length", "short", _quantiles("request_prompt_tokens")),
         Panel("Answer length", "short", _quantiles("request_generation_tokens")),
+        Panel(
+            "Went on at another worker",
+            "reqps",
+            [Target(or_zero(NOW.rate("retries", "reason")), "{{reason}}")],
+            "What clients saw of it is a pause.",
+            stacked=True,
+        ),
         Panel("In the router's line", "short", [Target(or_zero(NOW.gauge("queue_length", "tenant", **TENANT)), "{{tenant}}")]),
         Panel(
             "Wait that is predicted",
@@ -77,6 +84,8 @@ def serving(slo: SloConfig) -> Dashboard:
 
 
 def pools() -> Dashboard:
+    # Each router decides for itself, and the one that wants most is followed.
+    moves = NOW.rate("scaling_decisions", "pool", "reason", how="max", reason="!steady")
     load = [
         Panel("Live workers", "short", [Target(THERE, "{{pool}}")], kind="stat"),
         Panel(
@@ -84,6 +93,14 @@ def pools() -> Dashboard:
             "short",
             [Target(WANTED, "{{pool}} wanted"), Target(THERE, "{{pool}} there")],
             "Where pools scale, what was last decided; elsewhere a pool wants what it has.",
+        ),
+        Panel(
+            "Decisions that changed a pool, or could not",
+            "short",
+            [Target(or_zero(moves), "{{pool}} {{reason}}")],
+            "load: it grows; calm: it shrinks; slo: it grows for a missed objective; in_vain: that did not help; limit: it may "
+            "not be as large as it would.",
+            stacked=True,
         ),
         Panel(
             "Pool busy",
@@ -139,7 +156,10 @@ def pools() -> Dashboard:
                 Target(or_zero(NOW.rate("kv_digest_mismatches")), "digests wrong"),
                 Target(or_zero(NOW.rate("kv_slots_quarantined")), "slots set apart"),
                 Target(or_zero(NOW.rate("worker_losses")), "workers lost"),
+                Target(or_zero(NOW.rate("kv_zones_renewed")), "landing zones renewed"),
+                Target(or_zero(NOW.gauge("pairs_avoided")), "pairs avoided now"),
             ],
+            "Per second, but for the pairs of workers between which transfers failed, and which rest.",
         ),
         Panel("Landing zone", "short", [Target(NOW.gauge("kv_landing_blocks", "state"), "{{state}}")], stacked=True),
     ]
