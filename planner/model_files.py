@@ -23,7 +23,7 @@ def find_model(name_or_folder: str) -> ModelShape:
     except FileNotFoundError:
         known = ", ".join(KNOWN_MODELS)
         raise ConfigError(f"model: {path} does not exist, and {name_or_folder} is none of {known}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"model: {path} cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"model: {path} does not hold a JSON object")
@@ -32,7 +32,8 @@ def find_model(name_or_folder: str) -> ModelShape:
 
 def shape_of(name: str, raw: Raw) -> ModelShape:
     """From config.json's content. Raises ConfigError for an architecture that no reader here knows."""
-    architecture = (raw.get("architectures") or ["(none)"])[0]
+    named = raw.get("architectures") or ["(none)"]
+    architecture = str(named[0] if isinstance(named, list) else named)
     if architecture not in READERS:
         raise ConfigError(f"model: architecture {architecture} is not known to the planner; known are {', '.join(READERS)}")
     return READERS[architecture](name, raw)
@@ -40,7 +41,7 @@ def shape_of(name: str, raw: Raw) -> ModelShape:
 
 def _read_longcat(name: str, raw: Raw) -> ModelShape:
     hidden, layers = _number(raw, "hidden_size"), _number(raw, "num_layers")
-    real, zero, top_k = _number(raw, "n_routed_experts"), raw.get("zero_expert_num") or 0, _number(raw, "moe_topk")
+    real, zero, top_k = _number(raw, "n_routed_experts"), _count(raw, "zero_expert_num"), _number(raw, "moe_topk")
     experts = ExpertShape(
         count=real,
         parameters=3 * hidden * _number(raw, "expert_ffn_hidden_size"),
@@ -69,10 +70,14 @@ def _read_deepseek(name: str, raw: Raw) -> ModelShape:
         count=count,
         parameters=3 * hidden * _number(raw, "moe_intermediate_size"),
         chosen=_number(raw, "num_experts_per_tok"),
-        shared=raw.get("n_shared_experts") or 0,
+        shared=_count(raw, "n_shared_experts"),
         router_parameters=hidden * count,
     )
-    dense_layers = int(raw.get("first_k_dense_replace") or 0)
+    dense_layers = _count(raw, "first_k_dense_replace")
+    if dense_layers > layers:
+        raise ConfigError(
+            f"model: config.json's first_k_dense_replace must be at most num_hidden_layers ({layers}), not {dense_layers}"
+        )
     return _layered(name, raw, _latent_attention(raw), experts, dense_layers, layers - dense_layers)
 
 
@@ -114,7 +119,7 @@ def _latent_attention(raw: Raw) -> LatentAttention:
     return LatentAttention(
         hidden=_number(raw, "hidden_size"),
         heads=_number(raw, "num_attention_heads"),
-        query_rank=raw.get("q_lora_rank") or 0,
+        query_rank=_count(raw, "q_lora_rank"),
         latent=_number(raw, "kv_lora_rank"),
         unrotated=_number(raw, "qk_nope_head_dim"),
         rotated=_number(raw, "qk_rope_head_dim"),
@@ -124,12 +129,21 @@ def _latent_attention(raw: Raw) -> LatentAttention:
 
 def _grouped_attention(raw: Raw) -> GroupedAttention:
     hidden, heads = _number(raw, "hidden_size"), _number(raw, "num_attention_heads")
-    return GroupedAttention(hidden, heads, raw.get("num_key_value_heads") or heads, raw.get("head_dim") or hidden // heads)
+    return GroupedAttention(
+        hidden, heads, _count(raw, "num_key_value_heads") or heads, _count(raw, "head_dim") or hidden // heads
+    )
 
 
 def _number(raw: Raw, name: str) -> int:
-    value = raw.get(name)
-    if not isinstance(value, int) or value < 1:
+    if not (value := _count(raw, name)):
+        raise ConfigError(f"model: config.json's {name} must be a positive integer, not {raw.get(name)!r}")
+    return value
+
+
+def _count(raw: Raw, name: str) -> int:
+    """0 where it is not said."""
+    value = raw.get(name) or 0
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ConfigError(f"model: config.json's {name} must be a positive integer, not {value!r}")
     return value
 

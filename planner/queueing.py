@@ -2,13 +2,19 @@
 
 from math import log
 
+NEVER = 50.0
+"""Chernoff's bound on Poisson's tail: that so many servers are busy at a time is less likely than one in e to this. Without it a
+pool of millions would be counted through, again and again."""
+
 
 def waiting_probability(servers: int, offered: float) -> float:
     """Erlang's C: the share of arrivals that must wait. `offered`: rate times service time, below `servers`."""
+    busy = offered / servers
+    if not busy or servers * (busy - 1 - log(busy)) > NEVER:
+        return 0.0
     blocked = 1.0
     for count in range(1, servers + 1):  # Erlang's B, by its recursion
         blocked = offered * blocked / (count + offered * blocked)
-    busy = offered / servers
     return blocked / (1 - busy * (1 - blocked))
 
 

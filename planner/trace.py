@@ -17,6 +17,8 @@ from protocol.errors import ConfigError
 
 MAX_TOKENS = 10**8
 """More is a mistake in the file, not a prompt."""
+MAX_TIME_S = 1e15
+"""Thirty million years: larger numbers are none of seconds, and lose their digits."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ def read_trace(path: Path) -> list[Arrival]:
         raise ConfigError(f"trace: {path} holds {len(arrivals)} requests; a rate needs at least two")
     arrivals.sort(key=lambda one: one.time_s)
     start = arrivals[0].time_s
+    if start == arrivals[-1].time_s:
+        raise ConfigError(f"trace: {path} has all of its {len(arrivals)} requests at one moment; a rate needs a while")
     return [Arrival(one.time_s - start, one.isl, one.osl) for one in arrivals]
 
 
@@ -49,7 +53,7 @@ def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Mapping
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"trace: {path} line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ConfigError(f"trace: {path} line {number} is not a JSON object")
@@ -97,9 +101,9 @@ def _arrival(path: Path, line: int, row: Mapping[str, Any]) -> Arrival:
     time_field = _field(where, row, tuple(TIME_FIELDS))
     try:
         time_s = TIME_FIELDS[time_field](row[time_field])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{where}: {time_field} is not a time: {row[time_field]!r}") from None
-    if not abs(time_s) < float("inf"):
+    if not abs(time_s) < MAX_TIME_S:
         raise ConfigError(f"{where}: {time_field} is not a time: {row[time_field]!r}")
     return Arrival(time_s, _tokens(where, row, ISL_FIELDS), _tokens(where, row, OSL_FIELDS))
 
@@ -108,7 +112,7 @@ def _tokens(where: str, row: Mapping[str, Any], names: tuple[str, ...]) -> int:
     name = _field(where, row, names)
     try:
         value = float(row[name])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = 0.0
     if value != value or not 1 <= value <= MAX_TOKENS or value != int(value):
         raise ConfigError(f"{where}: {name} must be a whole number from 1, not {row[name]!r}")

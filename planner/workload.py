@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from planner.model_shape import ModelShape
 from planner.trace import Arrival
+from protocol.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -52,3 +54,14 @@ def _busiest(arrivals: Sequence[Arrival], period_s: float) -> float:
         period = int((one.time_s - arrivals[0].time_s) // period_s)
         counts[period] = counts.get(period, 0) + 1
     return max(counts.values()) / period_s
+
+
+def require_context(model: ModelShape, lengths: Sequence[int]) -> None:
+    """`lengths`: tokens of each request's prompt and answer. Raises ConfigError where one is more than the model can hold: no
+    worker would take it, however many there are."""
+    too_long = [length for length in lengths if length > model.max_context]
+    if too_long:
+        raise ConfigError(
+            f"model: {model.name} holds {model.max_context:,} tokens of a prompt and its answer, and {len(too_long):,} of "
+            f"{len(lengths):,} requests have more, up to {max(too_long):,}"
+        )

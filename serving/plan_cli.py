@@ -33,10 +33,14 @@ def plan(
     trace: Annotated[Path | None, typer.Option(help="CSV or JSON lines with arrival times, prompt and answer lengths.")] = None,
     isl: Annotated[int | None, typer.Option(min=1, help="Prompt tokens, where there is no trace.")] = None,
     osl: Annotated[int | None, typer.Option(min=1, help="Answer tokens, where there is no trace.")] = None,
-    rate: Annotated[float | None, typer.Option(min=1e-6, help="Requests per second, where there is no trace.")] = None,
-    slo_ttft: Annotated[float, typer.Option(min=1e-3, help="Seconds to the first token that 95% of requests keep.")] = 2.0,
-    slo_tps: Annotated[float, typer.Option(min=0.1, help="Tokens per second of every answer.")] = 20.0,
-    gpu_hour_usd: Annotated[float, typer.Option(min=0, help="Dollars for one GPU and hour.")] = WorkerPrice().gpu_hour_usd,
+    rate: Annotated[float | None, typer.Option(min=1e-6, max=1e6, help="Requests per second, where there is no trace.")] = None,
+    slo_ttft: Annotated[
+        float, typer.Option(min=1e-3, max=1e6, help="Seconds to the first token that 95% of requests keep.")
+    ] = 2.0,
+    slo_tps: Annotated[float, typer.Option(min=0.1, max=1e6, help="Tokens per second of every answer.")] = 20.0,
+    gpu_hour_usd: Annotated[
+        float, typer.Option(min=0, max=1e6, help="Dollars for one GPU and hour.")
+    ] = WorkerPrice().gpu_hour_usd,
     number_format: Annotated[
         Format, typer.Option("--format", help="fp8-experts: experts in 8 bits; fp8: all weights; fp8-kv: and the KV cache.")
     ] = Format.FP8_EXPERTS,
@@ -45,11 +49,15 @@ def plan(
         typer.Option(min=0, max=1, help="Share of drafted tokens that are right; 0: no drafts. LongCat-Flash: 0.9."),
     ] = None,
     cached: Annotated[float, typer.Option(min=0, max=0.99, help="Share of prompts' tokens found in the prefix cache.")] = 0.0,
-    period: Annotated[float, typer.Option(min=1, help="Seconds; the trace's busiest period sizes the pools.")] = 300.0,
-    decode_overhead: Annotated[float | None, typer.Option(min=1, help="Measured time over the roofline's, decode.")] = None,
-    prefill_overhead: Annotated[float | None, typer.Option(min=1, help="Measured time over the roofline's, prefill.")] = None,
+    period: Annotated[float, typer.Option(min=1, max=1e9, help="Seconds; the trace's busiest period sizes the pools.")] = 300.0,
+    decode_overhead: Annotated[
+        float | None, typer.Option(min=1, max=1000, help="Measured time over the roofline's, decode.")
+    ] = None,
+    prefill_overhead: Annotated[
+        float | None, typer.Option(min=1, max=1000, help="Measured time over the roofline's, prefill.")
+    ] = None,
     simulate: Annotated[bool, typer.Option(help="Also run the trace through simulated pools that scale.")] = False,
-    start: Annotated[float, typer.Option(min=0, help="Seconds that a simulated replica takes to start.")] = 120.0,
+    start: Annotated[float, typer.Option(min=0, max=1e6, help="Seconds that a simulated replica takes to start.")] = 120.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Recommend pool sizes and parallel split, with dollars per million tokens."""
@@ -60,7 +68,7 @@ def plan(
     from planner.model_files import find_model
     from planner.overheads import Overheads, measured_overheads
     from planner.trace import read_trace
-    from planner.workload import Workload
+    from planner.workload import Workload, require_context
     from serving.plan_report import make_report
     from serving.plan_view import show
 
@@ -75,6 +83,7 @@ def plan(
             raise ConfigError("simulate: needs a trace")
         workload = Workload.constant(_needed("isl", isl), _needed("osl", osl), _needed("rate", rate))
     shape, measured = find_model(model), measured_overheads()
+    require_context(shape, [one.isl + one.osl for one in arrivals] if arrivals else [round(workload.isl + workload.osl)])
     setting = Setting(
         model=shape,
         gpu=find_gpu(gpu),

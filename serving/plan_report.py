@@ -11,9 +11,12 @@ from planner.simulated_pools import Speed
 from planner.speed_curve import SpeedPrice, speed_curve
 from planner.trace import Arrival
 from planner.workload import Workload
+from protocol.errors import ConfigError
 
 SPEEDS = (10, 20, 30, 40, 50, 60, 80, 100, 120, 150, 200)
 """Tokens per second and reader that are priced."""
+MOST_DECISIONS = 10**6
+"""Of a simulation: half a year. More would take many minutes, for each split that is tried."""
 SPARE_REPLICAS = 2.0
 """Times the planned workers that a simulated pool may grow to."""
 
@@ -82,6 +85,9 @@ def _simulate(
         slo_ttft_s=slo.ttft_s,
         slo_tokens_per_s=slo.tokens_per_s,
     )
+    if (duration_s := arrivals[-1].time_s) > MOST_DECISIONS * config.period_s:
+        days = MOST_DECISIONS * config.period_s / 86400
+        raise ConfigError(f"simulate: the trace is {duration_s / 86400:,.0f} days long, and {days:.0f} can be simulated")
     return compare(arrivals, speed, config)
 
 

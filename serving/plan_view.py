@@ -50,7 +50,7 @@ def show(console: Console, report: Report) -> None:
 def _pools(plan: Plan) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("pool", "workers", "GPUs each", "GPUs", "busy", "latency", "tokens/s/GPU", "$/M tokens", "limited by"):
-        table.add_column(name, justify="left" if name in ("pool", "limited by") else "right")
+        table.add_column(name, justify="left" if name in ("pool", "limited by") else "right", overflow="fold")
     table.add_row("prefill", *_row(plan.prefill, f"TTFT {plan.prefill.latency_s * 1000:,.0f} ms"))
     table.add_row("decode", *_row(plan.decode, f"TPOT {plan.decode.latency_s * 1000:,.1f} ms"))
     return table

@@ -11,7 +11,7 @@ from engine.models.registry import read_model_config
 from engine.tiny import write_tiny_llama
 from engine.tiny_longcat import write_tiny_longcat
 from planner.known_models import KNOWN_MODELS
-from planner.model_files import find_model
+from planner.model_files import find_model, shape_of
 from protocol.errors import ConfigError
 
 
@@ -82,6 +82,9 @@ def test_weights_per_gpu() -> None:
         ("{", "cannot be read"),
         ('{"architectures": ["GPT2LMHeadModel"]}', "GPT2LMHeadModel"),
         ('{"architectures": ["LlamaForCausalLM"], "hidden_size": -1}', "hidden_size"),
+        ('{"architectures": 5}', "architecture 5 is not known"),
+        ('{"architectures": "LlamaForCausalLM"}', "hidden_size must be a positive integer, not None"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_bad_models_are_named(tmp_path: Path, content: str | None, named: str) -> None:
@@ -90,3 +93,23 @@ def test_bad_models_are_named(tmp_path: Path, content: str | None, named: str) -
     with pytest.raises(ConfigError, match=named) as told:
         find_model(str(tmp_path))
     assert str(told.value).startswith("model: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "named"),
+    [
+        ("longcat-flash", {"zero_expert_num": "many"}, "zero_expert_num must be a positive integer, not 'many'"),
+        ("longcat-flash", {"q_lora_rank": "x"}, "q_lora_rank must be a positive integer"),
+        ("longcat-flash", {"num_layers": True}, "num_layers must be a positive integer, not True"),
+        ("deepseek-v3", {"n_shared_experts": 1.5}, "n_shared_experts must be a positive integer"),
+        (
+            "deepseek-v3",
+            {"first_k_dense_replace": 62},
+            r"first_k_dense_replace must be at most num_hidden_layers \(61\), not 62",
+        ),
+        ("qwen3-235b-a22b", {"head_dim": "x"}, "head_dim must be a positive integer"),
+    ],
+)
+def test_a_wrong_figure_of_a_model_is_named(name: str, changed: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"^model: config.json's {named}"):
+        shape_of(name, KNOWN_MODELS[name] | changed)

@@ -35,6 +35,8 @@ def test_erlang_c() -> None:
     assert waiting_probability(1, 0.7) == pytest.approx(0.7)
     assert waiting_probability(2, 1.0) == pytest.approx(1 / 3)
     assert waiting_time_s(2, 10, 0.2, 0.0, 0.95) == float("inf")
+    assert waiting_probability(10**12, 0.9e12) == 0.0, "without counting through them"
+    assert waiting_probability(10, 0.0) == 0.0
     assert waiting_time_s(100, 1.0, 0.2, 0.0, 0.95) == 0
 
 

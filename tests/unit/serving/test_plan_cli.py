@@ -69,12 +69,28 @@ def test_a_trace_and_its_simulation(
         ((*CHAT, "--slo-ttft", "0.002"), "slo-ttft: no split keeps 0.002 s"),
         (("--isl", "0", "--osl", "1", "--rate", "1"), "--isl"),
         (("--trace", "/none.csv"), "trace: /none.csv cannot be read"),
+        ((*CHAT[:4], "--rate", "inf"), "--rate"),
+        ((*CHAT, "--gpu-hour-usd", "inf"), "--gpu-hour-usd"),
+        ((*CHAT, "--slo-ttft", "inf"), "--slo-ttft"),
+        (
+            ("--isl", "131000", "--osl", "100", "--rate", "1", "--slo-ttft", "500"),
+            "model: longcat-flash holds 131,072 tokens of a prompt and its answer, and 1 of 1 requests have more, up to 131,100",
+        ),
+        (
+            ("--trace", "LONG"),
+            "model: longcat-flash holds 131,072 tokens of a prompt and its answer, and 1 of 2 requests have more",
+        ),
+        (("--trace", "YEARS", "--simulate"), "simulate: the trace is 3,650 days long, and 174 can be simulated"),
     ],
 )
 def test_bad_input_names_its_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], named: str
 ) -> None:
-    given = [str(write_day(tmp_path)) if argument == "TRACE" else argument for argument in arguments]
+    traces = {"TRACE": write_day(tmp_path)}
+    for word, last in (("LONG", "9,131072,1"), ("YEARS", "315360000,9,9")):
+        traces[word] = tmp_path / f"{word}.csv"
+        traces[word].write_text(f"time_s,isl,osl\n0,9,9\n{last}\n")
+    given = [str(traces.get(argument, argument)) for argument in arguments]
     assert run(monkeypatch, *given) == cli.EXIT_USAGE
     told = capsys.readouterr().err
     assert told.startswith("serval: error: ") and named in told and told.count("\n") == 1
