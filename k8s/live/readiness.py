@@ -63,8 +63,11 @@ def warnings_of(events: Iterable[Manifest]) -> Warnings:
     return found
 
 
-def cluster_state(workloads: Sequence[Manifest], pods: Sequence[Manifest], events: Iterable[Manifest]) -> ClusterState:
-    """Of Deployments and LeaderWorkerSets, or a RayService, the pods that belong to the cluster, and the namespace's warnings."""
+def cluster_state(
+    workloads: Sequence[Manifest], pods: Sequence[Manifest], events: Iterable[Manifest], needed: Sequence[str] = ()
+) -> ClusterState:
+    """Of Deployments and LeaderWorkerSets, or a RayService, the pods that belong to the cluster, and the namespace's warnings.
+    `needed`: roles without which it serves nobody, however ready the others are."""
     warnings = warnings_of(events)
     states: dict[str, list[PodState]] = {}
     for pod in sorted(pods, key=lambda one: str(one["metadata"]["name"])):
@@ -82,6 +85,8 @@ def cluster_state(workloads: Sequence[Manifest], pods: Sequence[Manifest], event
         else:
             pools += _of_ray_groups(workload, states)
             why += _of_ray_service(workload, warnings)
+    there = {pool.role for pool in pools}
+    why += [f"there is no pool {role}: `serval k8s apply` makes it" for role in needed if there and role not in there]
     ranks = {role: rank for rank, role in enumerate(("head", *ROLES))}
     return ClusterState(tuple(sorted(pools, key=lambda pool: ranks.get(pool.role, len(ranks)))), tuple(why))
 

@@ -7,7 +7,7 @@ from k8s.live.api import Api
 from k8s.live.errors import Forbidden, Refused
 from k8s.live.kinds import MADE, WORKLOADS, is_made_by_us, ours
 from k8s.live.readiness import ClusterState, cluster_state
-from k8s.objects import Manifest
+from k8s.objects import ROLES, Manifest
 
 WARNINGS = "type=Warning"
 POLL_S = 0.5
@@ -47,7 +47,7 @@ class Target:
             events = self.api.list("v1", "Event", fields=WARNINGS)  # last: what they are about is there
         except Forbidden:  # reasons are missing then, and nothing else
             events = []
-        return cluster_state(workloads, pods, events)
+        return cluster_state(workloads, pods, events, ROLES)
 
     def _of_kind(self, api_version: str, kind: str) -> list[Manifest]:
         if not self.api.knows(api_version, kind):

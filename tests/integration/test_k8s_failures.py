@@ -1,5 +1,6 @@
 """What goes wrong between `serval k8s` and the API server: a clear sentence and an exit status each, and a second run completes."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,18 @@ def test_forbidden_in_the_middle_says_what_stands_and_a_second_run_completes(clu
     assert "objects stand, up to ConfigMap/serval-config; not yet: NetworkPolicy/serval-router, " in sentence(done)
     server.faults.on.clear()
     completes(cluster)
+
+
+def test_a_cluster_of_which_a_part_is_there_is_not_ready(cluster: Cluster) -> None:
+    server, _ = need_server(cluster)
+    server.faults.on.append(Fault("PATCH", "/deployments/serval-decode", 403, "not today"))
+    assert cluster.serval("apply", *CONFIG).status == 5
+    done = cluster.serval("status", "--json")
+    assert done.status == 3
+    assert json.loads(done.out)["why"] == ["there is no pool decode: `serval k8s apply` makes it"]
+    server.faults.on.clear()
+    completes(cluster)
+    assert cluster.serval("status").status == 0
 
 
 def test_a_server_that_does_not_answer_is_not_waited_for_longer_than_said(cluster: Cluster) -> None:
