@@ -10,6 +10,7 @@ from k8s.monitoring import boards, monitors, rules
 from k8s.objects import Manifest, dump, to_yaml
 from k8s.policies import policies
 from k8s.services import disruption_budgets, services
+from protocol.errors import ConfigError
 
 KUSTOMIZATION = "kustomization.yaml"
 
@@ -49,10 +50,13 @@ def kustomization(content: dict[str, object]) -> str:
 
 
 def write(deployment: Deployment, folder: Path) -> list[Path]:
-    """Writes the files into `folder`, which is made if it is not there. The paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the files into `folder`, which is made if it is not there. The paths. Raises ConfigError where it cannot be."""
     written = []
-    for name, text in texts(deployment):
-        (folder / name).write_text(text)
-        written.append(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts(deployment):
+            (folder / name).write_text(text)
+            written.append(folder / name)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror}") from error
     return written

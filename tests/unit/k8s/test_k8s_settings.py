@@ -168,6 +168,15 @@ def test_every_setting_says_what_it_is() -> None:
     assert check(KubernetesConfig, "kubernetes") > 40
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for folder, says in ((file, "File exists"), (file / "in", "Not a directory")):
+        with pytest.raises(ConfigError) as raised:
+            app(["k8s", "render", "--out", str(folder)], standalone_mode=False)
+        assert str(raised.value) == f"--out {folder}: {says}"
+
+
 def test_the_command_writes_files_or_prints(tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "made"
     command = ["k8s", "render", "--overlay", "gpu", "--flavour", "plain"]
