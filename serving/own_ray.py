@@ -6,8 +6,10 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 from serving.launcher import ClusterFailed
@@ -53,6 +55,27 @@ def explained(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ClusterFailed(f"{what}: {_reason(error)}") from error
+
+
+def within(timeout_s: float, setting: str, what: str, work: Callable[[], None]) -> None:
+    """Does `work` of Ray's, whose own waits have no end. Raises ClusterFailed as `explained` does, and when the time is over that
+    `setting` gives; what is left of the work then goes on until Ray ends."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name="ray-start", daemon=True).start()
+    wait([done], timeout_s)
+    if not done.done():
+        raise ClusterFailed(f"{what} in time ({setting})")
+    with explained(what):
+        done.result()
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ from serving.display import Display
 from serving.front import front_url, trust_own
 from serving.launcher import ClusterFailed
 from serving.membership import describe_workers, wait_until_there_are
-from serving.own_ray import explained, own_ray
+from serving.own_ray import explained, own_ray, within
 from serving.ports import ROUTER_PORTS, any_free_port, require_free
 from serving.roles import Role, members
 from serving.status import Ready
@@ -144,11 +144,11 @@ def _serve(config: ServalConfig, display: Display, started: float) -> int:
     from ray import serve
 
     try:
-        with explained("Ray Serve did not start"):
-            serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-            _deploy(config)
-        _wait_running(config, display, started + config.cluster.start_timeout_s)
-        ready = _wait_joined(config, started + config.cluster.start_timeout_s)
+        deadline = started + config.cluster.start_timeout_s
+        left_s = max(1.0, deadline - time.monotonic())
+        within(left_s, "cluster.start_timeout_s", "Ray Serve did not start", lambda: _deploy(config))
+        _wait_running(config, display, deadline)
+        ready = _wait_joined(config, deadline)
         display.finish("ray")
         display.stop_bars()
         print(announcement(config, ready, time.monotonic() - started), flush=True)
@@ -157,13 +157,14 @@ def _serve(config: ServalConfig, display: Display, started: float) -> int:
         return _stop(config, display)
     except BaseException:
         with contextlib.suppress(KeyboardInterrupt, Exception):  # what went wrong first is what is told
-            serve.shutdown()
+            within(config.cluster.stop_timeout_s, "cluster.stop_timeout_s", "Ray Serve did not stop", serve.shutdown)
         raise
     return 0
 
 
 def _deploy(config: ServalConfig) -> None:
     """By a config, as on Kubernetes: Serve takes a policy for several deployments only from one. What `serve run FILE` does."""
+    from ray import serve
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
@@ -174,6 +175,7 @@ def _deploy(config: ServalConfig) -> None:
         "args": {"config": config.model_dump_json()},
         **scaling_policy(config.scaling),
     }
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
     client = _get_global_client()
     assert client is not None, "Serve has started"
     client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RaySystemError, RayTaskError
 
 from serving import own_ray as module
 from serving.launcher import ClusterFailed
-from serving.own_ray import explained, own_ray
+from serving.own_ray import explained, own_ray, within
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(30)]
 
@@ -95,6 +96,23 @@ def test_whatever_ray_raises_is_one_line(error: Exception, says: str) -> None:
         raise error
     assert str(raised.value) == f"Ray Serve did not start: {says}"
     assert raised.value.__cause__ is error
+
+
+def test_what_does_not_end_is_not_waited_for() -> None:
+    never = threading.Event()
+    with pytest.raises(ClusterFailed, match=r"^Ray Serve did not start in time \(cluster.start_timeout_s\)$"):
+        within(0.1, "cluster.start_timeout_s", "Ray Serve did not start", lambda: never.wait() and None)
+    never.set()
+    with pytest.raises(ClusterFailed, match=r"^Ray Serve did not start: no such folder$"):
+        within(10.0, "cluster.start_timeout_s", "Ray Serve did not start", raising(OSError("no such folder")))
+    within(10.0, "cluster.start_timeout_s", "Ray Serve did not start", lambda: None)
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
 
 
 def test_children_are_those_of_this_process() -> None:
