@@ -50,12 +50,13 @@ class Measurement:
     not be measured.
     """
 
-    def __init__(self, name: str) -> None:
-        """Looks at the machine before anything is started, and says on stderr when it is too busy to be trusted."""
+    def __init__(self, name: str, *, takes_time: bool = True) -> None:
+        """Looks at the machine before anything is started, and says on stderr when it is too busy to be trusted. `takes_time`
+        False: what is measured does not depend on the machine."""
         self.machine = Machine.here()
         self._name = name
         self._problem: str | None = None
-        if warning := self.machine.warning():
+        if takes_time and (warning := self.machine.warning()):
             print(warning, file=sys.stderr)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 

@@ -16,8 +16,10 @@ class Run:
     prefill: int
     decode: int
     """Replicas, at the beginning where they scale."""
+    missed: int
+    """Requests that did not keep both SLOs."""
     attainment: float
-    """Share of requests that kept both SLOs."""
+    """Share of those that did."""
     gpu_hours: float
 
 
@@ -35,17 +37,17 @@ class Comparison:
 def compare(arrivals: Sequence[Arrival], speed: Speed, config: ScalingConfig) -> Comparison:
     """Begins at the pools' least sizes. Runs the trace once per split that is tried, cheapest first."""
     outcome = simulate(arrivals, speed, config, config.prefill.min, config.decode.min, scale=True)
-    scaled = _run(config, outcome, config.prefill.min, config.decode.min)
-    fixed = (_run(config, simulate(arrivals, speed, config, *split, scale=False), *split) for split in _splits(config))
+    scaled = run_of(config, outcome, (config.prefill.min, config.decode.min))
+    fixed = (run_of(config, simulate(arrivals, speed, config, *split, scale=False), split) for split in splits(config))
     best = next((run for run in fixed if run.attainment >= scaled.attainment), None)
     return Comparison(scaled, outcome, best)
 
 
-def _run(config: ScalingConfig, outcome: Outcome, prefill: int, decode: int) -> Run:
-    return Run(prefill, decode, outcome.attainment(config), outcome.gpu_hours(config))
+def run_of(config: ScalingConfig, outcome: Outcome, split: tuple[int, int]) -> Run:
+    return Run(*split, outcome.missed(config), outcome.attainment(config), outcome.gpu_hours(config))
 
 
-def _splits(config: ScalingConfig) -> list[tuple[int, int]]:
+def splits(config: ScalingConfig) -> list[tuple[int, int]]:
     """All within the limits, by their price, and of equal ones the even first."""
     prefill, decode = config.prefill, config.decode
     splits = [(p, d) for p in range(prefill.min, prefill.max + 1) for d in range(decode.min, decode.max + 1)]

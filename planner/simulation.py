@@ -38,13 +38,16 @@ class Outcome:
     decode_replica_s: float
     records: list[Record]
 
-    def attainment(self, config: ScalingConfig) -> float:
-        """Share of requests that kept both SLOs."""
-        kept = sum(
-            one.first_token - one.arrived <= config.slo_ttft_s and one.tpot_s * config.slo_tokens_per_s <= 1
+    def missed(self, config: ScalingConfig) -> int:
+        """Requests that did not keep both SLOs."""
+        return sum(
+            one.first_token - one.arrived > config.slo_ttft_s or one.tpot_s * config.slo_tokens_per_s > 1
             for one in self.requests
         )
-        return kept / len(self.requests)
+
+    def attainment(self, config: ScalingConfig) -> float:
+        """Share of those that did."""
+        return 1 - self.missed(config) / len(self.requests)
 
     def gpu_hours(self, config: ScalingConfig) -> float:
         return (self.prefill_replica_s * config.prefill.gpus + self.decode_replica_s * config.decode.gpus) / 3600
