@@ -99,7 +99,8 @@ def _of_deployment(workload: Manifest, states: Mapping[str, list[PodState]], war
     failure, progress = condition(status, "ReplicaFailure"), condition(status, "Progressing")
     if failure.get("status") == "True":
         why.append(f"no pod can be made: {shortened(failure.get('message') or '')}")
-    is_hopeless = progress.get("reason") == "ProgressDeadlineExceeded"
+    # Of what it says now: after a change the status of a rollout that failed before stands for a moment.
+    is_hopeless = progress.get("reason") == "ProgressDeadlineExceeded" and _has_looked(workload)
     if is_hopeless:
         why.append("no pod became ready in the time that start_timeout_s gives")
     why += _troubles(found, desired)

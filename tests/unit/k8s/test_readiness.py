@@ -83,6 +83,16 @@ def test_an_old_status_says_nothing_of_the_new_configuration() -> None:
     assert cluster_state([workload], [ready], []).is_ready
 
 
+def test_what_a_rollout_before_this_one_came_to_is_no_reason_to_give_up() -> None:
+    workload = of_kind(objects(deployment("dev-cpu", "plain")), "Deployment")["serval-decode"]
+    workload["metadata"]["generation"] = 2
+    gave_up = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+    workload["status"] = {"observedGeneration": 1, "replicas": 1, "conditions": [gave_up]}
+    assert not cluster_state([workload], [], []).is_hopeless
+    workload["status"]["observedGeneration"] = 2
+    assert cluster_state([workload], [], []).is_hopeless
+
+
 LOOKED = [{"type": "Available", "status": "True"}]
 
 
