@@ -26,10 +26,15 @@ def serving(slo: SloConfig) -> Dashboard:
         Panel(
             "Tokens per second of one user",
             "short",
-            _quantiles("user_tokens_per_second", shares=(0.01, 0.1, 0.5)),
+            _quantiles("user_tokens_per_second", shares=(0.01, 0.1, 0.5), tenant="$tenant"),
             "1 / time per output token of one answer: the slowest users are p1.",
         ),
         Panel("First token by tenant, p99", "s", [Target(NOW.quantile(0.99, first, "tenant", **TENANT), "{{tenant}}")]),
+        Panel(
+            "Tokens per second of one user by tenant, p10",
+            "short",
+            [Target(NOW.quantile(0.1, "user_tokens_per_second", "tenant", **TENANT), "{{tenant}}")],
+        ),
         Panel("Whole answer", "s", _quantiles("e2e_request_latency_seconds")),
         Panel("Waiting before any work", "s", _quantiles("request_queue_time_seconds")),
     ]

@@ -149,7 +149,7 @@ class Accounting:
         if speed is not None:
             metrics.time_per_output_token.of().observe(1 / speed if speed else 0.0)
             if speed:
-                metrics.user_tokens_per_second.of().observe(speed)
+                metrics.user_tokens_per_second.of(tenant=tenant).observe(speed)
         if self._objectives.are_kept(request.figures.ttft_s, 1 / speed if speed else None):
             metrics.requests_within_objectives.of().inc()
 

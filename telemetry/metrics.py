@@ -115,7 +115,7 @@ class Metrics:
             "request_time_per_output_token_seconds", "Mean over one answer, the first token apart", ITL_BUCKETS
         )
         self.user_tokens_per_second = self._histogram(
-            "user_tokens_per_second", "Per-user decode speed: 1 / time per output token of one answer", TPS_BUCKETS
+            "user_tokens_per_second", "Per-user decode speed: 1 / time per output token of one answer", TPS_BUCKETS, ["tenant"]
         )
         self.e2e_latency = self._histogram("e2e_request_latency_seconds", "Arrival to the last token", E2E_BUCKETS)
         self.queue_time = self._histogram("request_queue_time_seconds", "Waiting before any work", E2E_BUCKETS)
