@@ -8,7 +8,7 @@ import typer
 from k8s.config import Flavour
 from k8s.deployment import Deployment, load, overlays
 from k8s.objects import full_name
-from serving.config import parse_settings
+from serving.config import given, parse_settings
 
 if TYPE_CHECKING:
     from k8s.live.target import Target
@@ -44,7 +44,7 @@ def deployment(
         "kubernetes.namespace": namespace,
         "kubernetes.image.name": image,
     }
-    return load(config, overlay, flags | parse_settings(setting or []))
+    return load(config, overlay, given(flags) | parse_settings(setting or []))
 
 
 def target(made: Deployment, kubeconfig: Path | None, context: str | None, request_timeout_s: float) -> "Target":

@@ -13,7 +13,7 @@ import benchmarks.load
 import k8s.cli
 from protocol.errors import ConfigError, ServalError
 from serving import cli_security, cost_cli, models_cli, plan_cli
-from serving.config import ServalConfig, load, parse_settings
+from serving.config import ServalConfig, given, load, parse_settings
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -68,7 +68,7 @@ def cluster_config(
         "engine.block_size": block_size,
         "engine.max_batch_tokens": chunk_size,
     }
-    return load(config, flags | parse_settings(setting or []))
+    return load(config, given(flags) | parse_settings(setting or []))
 
 
 def with_cluster_flags(command: Callable[[ServalConfig], None]) -> Callable[..., None]:

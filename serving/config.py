@@ -156,7 +156,7 @@ class ServalConfig(BaseModel):
 
 
 def load(file: Path | None, flags: Mapping[str, Any]) -> ServalConfig:
-    """Reads `file` and lays `flags` (dotted name → value; None is not given) over it.
+    """Reads `file` and lays `flags` (dotted name → value) over it.
 
     Raises ConfigError with one line that names the first wrong setting.
     """
@@ -168,10 +168,15 @@ def load(file: Path | None, flags: Mapping[str, Any]) -> ServalConfig:
 
 
 def put_settings(settings: dict[str, Any], flags: Mapping[str, Any]) -> None:
-    """Lays `flags` (dotted name → value; None is not given) over `settings`. Raises ConfigError."""
+    """Lays `flags` (dotted name → value) over `settings`. None is a value: what a file has set is switched off by it. Raises
+    ConfigError."""
     for name, value in flags.items():
-        if value is not None:
-            _put(settings, name, value)
+        _put(settings, name, value)
+
+
+def given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags of a command line, on which None is what nobody gave."""
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def compose(settings: dict[str, Any], model_is_here: bool = True) -> ServalConfig:

@@ -14,6 +14,7 @@ from k8s.ray import serve_config
 from k8s.render import objects
 from protocol.errors import ConfigError
 from serving.cli import app
+from serving.config import parse_settings
 from tests.unit.k8s.k8s_support import all_objects, each_deployment, of_kind, pods
 
 
@@ -106,6 +107,12 @@ def test_threads_that_nobody_set_are_those_of_the_pod_whatever_machine_renders(
     }
     assert {role: own["OMP_NUM_THREADS"] for role, own in variables.items()} == {"router": "1", "prefill": "5", "decode": "3"}
     assert {role: own["MKL_NUM_THREADS"] for role, own in variables.items()} == {"router": "1", "prefill": "5", "decode": "3"}
+
+
+def test_null_switches_off_what_an_overlay_has_set() -> None:
+    made = load(None, "gpu", parse_settings(["kubernetes.rdma=null", "kubernetes.secrets.api_keys=null"]))
+    assert (made.kubernetes.rdma, made.kubernetes.secrets.api_keys) == (None, None)
+    assert made.config.router.keys_file is None
 
 
 def test_the_heads_state_may_outlive_it() -> None:

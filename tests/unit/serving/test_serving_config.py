@@ -8,7 +8,7 @@ import yaml
 
 from engine.tiny import write_tiny_llama
 from protocol.errors import ConfigError
-from serving.config import ServalConfig, load, parse_settings
+from serving.config import ServalConfig, given, load, parse_settings
 from serving.model_folder import embedded_folder
 
 
@@ -37,7 +37,7 @@ def test_without_anything_it_is_one_of_each_with_the_embedded_model() -> None:
 
 def test_a_flag_wins_over_the_file_and_an_absent_flag_does_not(tmp_path: Path) -> None:
     file = write(tmp_path, "engine: {block_size: 32, max_batch_tokens: 128}\ncluster: {decode: 2}\n")
-    config = load(file, {"engine.block_size": 64, "engine.max_batch_tokens": None})
+    config = load(file, given({"engine.block_size": 64, "engine.max_batch_tokens": None}))
     assert (config.engine.block_size, config.engine.max_batch_tokens, config.cluster.decode) == (64, 128, 2)
 
 
@@ -120,6 +120,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_empty_file_and_an_empty_group_mean_defaults(tmp_path: Path) -> None:
     assert load(write(tmp_path, ""), {}) == load(None, {})
     assert load(write(tmp_path, "engine:\n"), {}) == load(None, {})
+
+
+def test_null_switches_off_what_a_file_has_set(tmp_path: Path) -> None:
+    file = tmp_path / "serval.yaml"
+    file.write_text("engine: {threads: 4}\nscaling: {period_s: 5}\n")
+    assert load(file, {}).scaling is not None
+    config = load(file, parse_settings(["scaling=null", "engine.threads=null"]))
+    assert (config.scaling, config.engine.threads) == (None, None)
 
 
 def test_settings_on_the_command_line_are_yaml() -> None:
