@@ -8,7 +8,7 @@ from k8s.deployment import Deployment
 from k8s.live.api import Api
 from k8s.live.errors import ClusterError, NotReady, Unfinished
 from k8s.live.preview import Change
-from k8s.live.target import Deadline, Target
+from k8s.live.target import Deadline, Target, patiently
 from k8s.live.view import View
 from k8s.objects import FIELD_MANAGER, ROLES, Manifest
 
@@ -61,7 +61,7 @@ def wait_until_ready(target: Target, timeout_s: float, view: View) -> None:
     """Raises NotReady at the deadline, or sooner when Kubernetes itself has given up, and says what stands in the way."""
     deadline = Deadline(timeout_s)
     try:
-        while not (state := target.state()).is_ready:
+        while not (state := patiently(target.state, deadline, view.line)).is_ready:
             view.show(state)
             if state.is_hopeless or deadline.is_over:
                 after = "Kubernetes gave up" if state.is_hopeless else f"not ready within {timeout_s:g} s"

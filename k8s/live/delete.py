@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from k8s.live.errors import ClusterError, NotReady, Unfinished
 from k8s.live.kinds import WORKLOADS, label
-from k8s.live.target import Deadline, Target
+from k8s.live.target import Deadline, Target, patiently
 from k8s.live.view import View
 from k8s.objects import Manifest
 
@@ -38,7 +38,7 @@ def _delete_all(target: Target, objects: Sequence[Manifest], view: View) -> None
 
 def _wait_until_gone(left: Callable[[], list[str]], deadline: Deadline, view: View) -> None:
     told: list[str] = []
-    while found := left():
+    while found := patiently(left, deadline, view.line):
         if deadline.is_over:
             raise NotReady(f"not all is gone within {deadline.timeout_s:g} s: {', '.join(found)}; {AGAIN}")
         if found != told:

@@ -9,7 +9,7 @@ from k8s.live.errors import Changed, ClusterError, NotReady, Refused, Unreachabl
 from k8s.live.pods import condition, is_over, role_of
 from k8s.live.ray_pools import at_most, hosts_of, resized
 from k8s.live.readiness import pods_of_a_worker
-from k8s.live.target import Deadline, Target
+from k8s.live.target import Deadline, Target, patiently
 from k8s.live.view import View
 from k8s.objects import ROLES, Manifest
 
@@ -94,7 +94,7 @@ def remove_worker(target: Target, pod: Manifest, timeout_s: float, view: View) -
         _resized(target, role, size_of(workload, role) - 1)
         view.line(f"{name} takes no new work and finishes what it has; {role} is one smaller")
     with _goes_on(view):
-        _wait_until_gone(target, pod, deadline)
+        _wait_until_gone(target, pod, deadline, view)
 
 
 def replace_worker(target: Target, pod: Manifest, timeout_s: float, view: View) -> None:
@@ -112,7 +112,7 @@ def replace_worker(target: Target, pod: Manifest, timeout_s: float, view: View) 
             deadline.pause()
     view.line(f"{name} takes no new work and finishes what it has; another takes its place")
     with _goes_on(view):
-        _wait_until_gone(target, pod, deadline)
+        _wait_until_gone(target, pod, deadline, view)
 
 
 def _is_asked(pod: Manifest, surplus: int) -> bool:
@@ -163,7 +163,7 @@ def _allow(target: Target, role: str, pods: int) -> None:
 def _wait_for_pods(target: Target, role: str, replicas: int, deadline: Deadline, view: View, hint: str) -> None:
     told = -1
     while True:
-        found = [pod for pod in target.pods() if role_of(pod) == role and not is_over(pod)]
+        found = [pod for pod in patiently(target.pods, deadline, view.line) if role_of(pod) == role and not is_over(pod)]
         if len(found) <= replicas:
             return
         if len(found) != told:
@@ -174,8 +174,11 @@ def _wait_for_pods(target: Target, role: str, replicas: int, deadline: Deadline,
         deadline.pause()
 
 
-def _wait_until_gone(target: Target, pod: Manifest, deadline: Deadline) -> None:
-    while (now := target.api.get("v1", "Pod", pod["metadata"]["name"])) and now["metadata"]["uid"] == pod["metadata"]["uid"]:
+def _wait_until_gone(target: Target, pod: Manifest, deadline: Deadline, view: View) -> None:
+    def look() -> Manifest | None:
+        return target.api.get("v1", "Pod", pod["metadata"]["name"])
+
+    while (now := patiently(look, deadline, view.line)) and now["metadata"]["uid"] == pod["metadata"]["uid"]:
         if deadline.is_over:
             raise _still_there(now, deadline)
         deadline.pause()

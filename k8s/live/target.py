@@ -1,15 +1,19 @@
 """One cluster behind an API server: its name, and what there is of it."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from k8s.live.api import Api
-from k8s.live.errors import Forbidden, Refused
+from k8s.live.errors import Forbidden, Refused, Unreachable
 from k8s.live.kinds import MADE, WORKLOADS, is_made_by_us, ours
 from k8s.live.readiness import ClusterState, cluster_state
 from k8s.objects import ROLES, Manifest
 
 WARNINGS = "type=Warning"
+Found = TypeVar("Found")
+
 POLL_S = 0.5
 """Between two looks at a cluster that changes: four small lists each."""
 
@@ -69,3 +73,19 @@ class Deadline:
     def pause(self) -> None:
         """Until the next look, or the end."""
         time.sleep(max(0.0, min(POLL_S, self._end - time.monotonic())))
+
+
+def patiently(look: Callable[[], Found], deadline: Deadline, say: Callable[[str], None]) -> Found:
+    """What `look` finds, within a wait: an API server that is away for a while (its own upgrade, a broken connection) ends no wait
+    of half an hour. Raises Unreachable at the deadline."""
+    told = False
+    while True:
+        try:
+            return look()
+        except Unreachable as error:
+            if deadline.is_over:
+                raise
+            if not told:
+                say(f"waiting on: {error}")
+            told = True
+            deadline.pause()

@@ -124,3 +124,19 @@ def test_a_drain_that_takes_longer_than_the_wait(cluster: Cluster) -> None:
     done = cluster.serval("drain", "decode", "--replicas", "0", "--yes", "--timeout", "2")
     assert done.status == 3
     assert "decode still has 1 pods after 2 s, and shall have 0: a pod may take terminationGracePeriodSeconds" in sentence(done)
+
+
+@pytest.mark.parametrize(
+    "command", [("apply", *CONFIG), ("drain", "decode", "--yes"), ("delete", "--yes")], ids=lambda one: one[0]
+)
+def test_an_api_server_that_is_away_for_a_while_ends_no_wait(cluster: Cluster, command: tuple[str, ...]) -> None:
+    server, _ = need_server(cluster)
+    assert cluster.serval("apply", *CONFIG, "--no-wait" if command[0] == "apply" else "--timeout=60").status == 0
+    # More than the four tries that every request has.
+    server.faults.on.append(Fault("GET", "/pods", 503, "the API server is upgraded", times=6))
+    done = cluster.serval(*command, "--timeout", "60")
+    assert done.status == 0, done.err
+    assert "waiting on: the API server cannot list Pod objects at the moment (503: the API server is upgraded)" in done.err
+    if command[0] == "apply":
+        server.faults.on[0].times = 1_000_000
+        assert cluster.serval(*command, "--timeout", "1").status == 7
