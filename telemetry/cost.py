@@ -11,6 +11,7 @@ class WorkerPrice(BaseModel):
     gpu_hour_usd: float = Field(
         default=2.0,
         ge=0,
+        allow_inf_nan=False,
         description="Dollars for one GPU and hour. 2.00 is the H800's price behind the $0.70 per million output tokens that "
         "LongCat-Flash's makers publish.",
     )

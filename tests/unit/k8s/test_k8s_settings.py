@@ -51,6 +51,11 @@ from tests.unit.k8s.k8s_support import all_objects, each_deployment, of_kind, po
         ("kubernetes.secrets.api_keys", "Keys", "kubernetes.secrets.api_keys: must be the name of an object"),
         ("kubernetes.image.name", "a b:1", "kubernetes.image.name: must be one word of ASCII"),
         ("router.grpc_port", 8000, "router.grpc_port: must be another port than router.http_port, not 8000 too"),
+        (
+            "router.cost.prefill.gpu_hour_usd",
+            float("inf"),
+            "router.cost.prefill.gpu_hour_usd: must be a finite number, not inf",
+        ),
         ("engine.block_size", 0, "engine.block_size: must be greater than or equal to 1, not 0"),
     ],
 )
