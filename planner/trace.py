@@ -21,7 +21,7 @@ MAX_TIME_S = 1e15
 """Thirty million years: larger numbers are none of seconds, and lose their digits."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """One request. `time_s`: seconds from any fixed moment."""
 
@@ -44,7 +44,7 @@ def read_trace(path: Path) -> list[Arrival]:
     start = arrivals[0].time_s
     if start == arrivals[-1].time_s:
         raise ConfigError(f"trace: {path} has all of its {len(arrivals)} requests at one moment; a rate needs a while")
-    return [Arrival(one.time_s - start, one.isl, one.osl) for one in arrivals]
+    return [Arrival(one.time_s - start, one.isl, one.osl) for one in arrivals] if start else arrivals
 
 
 def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
