@@ -53,10 +53,10 @@ class PrefillWorker:
         self._sender = Sender(spec.transfer, node.layout, engine.pool.data, node.incarnation, self._metrics)
         hold = Hold(spec.link.hold_folder, spec.name)
         jobs = self._jobs = Jobs(engine, self._sender, node.peer, self._config, spec.tracing, hold)
-        engine.on_layer = jobs.on_layer
+        engine.on_layer = jobs.engine_side.on_layer
 
         def publish(updates: list[SequenceUpdate]) -> None:
-            jobs.on_computed(updates)
+            jobs.engine_side.on_computed(updates)
             health.on_updates(updates)
 
         engine_loop = self._engine_loop = EngineLoop(engine, publish=publish)

@@ -40,7 +40,7 @@ async def chunked(folder: Path) -> AsyncIterator[Pair]:
 @contextlib.contextmanager
 def held_layers(jobs: Jobs) -> Iterator[tuple[asyncio.Event, threading.Event]]:
     """Once a prompt's first chunk has been computed: sets the first event, and waits for the second."""
-    on_layer, loop, computing, go_on = jobs.on_layer, asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    on_layer, loop, computing, go_on = jobs.engine_side.on_layer, asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 
     def slow(layer: int, batch: Batch) -> None:
         on_layer(layer, batch)

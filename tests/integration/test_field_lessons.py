@@ -71,7 +71,7 @@ class StandingEngine:
         jobs = pair.prefill._jobs
         assert jobs is not None
         self.stands, self.go_on = asyncio.Event(), threading.Event()
-        on_layer, loop = jobs.on_layer, asyncio.get_running_loop()
+        on_layer, loop = jobs.engine_side.on_layer, asyncio.get_running_loop()
 
         def standing(layer: int, batch: Batch) -> None:
             on_layer(layer, batch)
