@@ -1,6 +1,7 @@
 """A Ray of our own on this machine, from its start to the end of all that it left."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import shutil
@@ -21,16 +22,36 @@ END_TIMEOUT_S = 5.0
 """Between asking what a failed start has left to end, and killing it."""
 POLL_S = 0.05
 
+PR_SET_CHILD_SUBREAPER = 36
+"""prctl(2): processes below us whose parent ends become our children, instead of the machine's first process'."""
+
 
 @contextlib.contextmanager
 def own_ray() -> Iterator[None]:
-    """However it ends, also where it does not start, none of its processes and files stay. Raises ClusterFailed, and ImportError
-    where there is no Ray."""
+    """However it ends, also where it does not start, none of its processes and files stay. Raises ClusterFailed, ImportError where
+    there is no Ray, and KeyboardInterrupt when it is asked to end while it starts."""
     import ray
 
     before, folder = _children(), tempfile.mkdtemp(prefix="serval-ray-")
     try:
-        with explained("Ray did not start"):
+        _start(folder)
+        yield
+    finally:
+        # What is orphaned from now on comes to us. Before, it would keep Ray's own processes from noticing that they are.
+        _adopt_orphans(True)
+        with contextlib.suppress(Exception):  # what is wrong with it by now was said, and the rest must go all the same
+            ray.shutdown()
+        # A start that fails or is broken off half-way is forgotten by Ray, and its processes are not.
+        _end_children(but=before)
+        _adopt_orphans(False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: str) -> None:
+    import ray
+
+    with explained("Ray did not start"):
+        try:
             ray.init(
                 # Never a Ray that runs here already: it would be shut down with us.
                 address="local",
@@ -39,13 +60,8 @@ def own_ray() -> Iterator[None]:
                 logging_level=logging.ERROR,
                 _temp_dir=folder,
             )
-        yield
-    finally:
-        with contextlib.suppress(Exception):  # what is wrong with it by now was said, and the rest must go all the same
-            ray.shutdown()
-        # A start that fails half-way is forgotten by Ray, and its processes are not.
-        _end(_children() - before)
-        shutil.rmtree(folder, ignore_errors=True)
+        except SystemExit as error:  # what Ray makes of a SIGTERM while it starts
+            raise KeyboardInterrupt from error
 
 
 @contextlib.contextmanager
@@ -100,15 +116,16 @@ def _children() -> set[int]:
     return found
 
 
-def _end(children: set[int]) -> None:
-    """Asks first: Ray's own end their children."""
-    for number, timeout_s in ((signal.SIGTERM, END_TIMEOUT_S), (signal.SIGKILL, END_TIMEOUT_S)):
-        for child in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, number)
-        deadline = time.monotonic() + timeout_s
-        while children and time.monotonic() < deadline:
-            children = {child for child in children if not _has_ended(child)}
+def _end_children(but: set[int]) -> None:
+    """Also those that come to us when their parents end. Asks first: Ray's own end their children."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + END_TIMEOUT_S
+        asked: set[int] = set()
+        while (left := {child for child in _children() - but if not _has_ended(child)}) and time.monotonic() < deadline:
+            for child in left - asked:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, number)
+            asked |= left
             time.sleep(POLL_S)
 
 
@@ -117,3 +134,7 @@ def _has_ended(child: int) -> bool:
         return os.waitpid(child, os.WNOHANG)[0] != 0
     except ChildProcessError:  # somebody else has heard of its end
         return True
+
+
+def _adopt_orphans(is_wanted: bool) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(is_wanted), 0, 0, 0)

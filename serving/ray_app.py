@@ -56,8 +56,7 @@ def run(config: ServalConfig, display: Display) -> int:
     config = settle_ports(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     display.reporter("ray")("starting Ray", 0, 1)
-    # Twice: Ray puts its own handlers in their place when it has started.
-    with _interruptible(), own_ray(), _interruptible():
+    with own_ray(), _interruptible():
         return _serve(config, display, started)
 
 

@@ -27,25 +27,30 @@ BUSY = "Ray gives up early on a machine that is busy with other work: try again"
 
 POLITE = "import time; print('there', flush=True); time.sleep(60)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + POLITE
+# Ends at once when it is asked to, and another stays, as agents do whose raylet is killed while it starts.
+PARENT = (
+    f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {DEAF!r}], stdout=subprocess.PIPE); "
+    "child.stdout.readline(); print('there', child.pid, flush=True); child.wait()"
+)
 
 
 @pytest.fixture
-def half_started(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[[str, BaseException], "list[subprocess.Popen[Any]]"]:
-    """Makes ray.init start a process that runs a program, write a file, and fail. Returns the processes that there will be."""
+def half_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, BaseException], list[int]]:
+    """Makes ray.init start a process that runs a program, write a file, and fail. Returns the ids of the processes that there
+    will be."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(module, "END_TIMEOUT_S", 1.0)
 
-    def prepare(program: str, error: BaseException) -> "list[subprocess.Popen[Any]]":
-        started: list[subprocess.Popen[Any]] = []
+    def prepare(program: str, error: BaseException) -> list[int]:
+        started: list[int] = []
 
         def init(*, _temp_dir: str, **_: object) -> None:
             Path(_temp_dir, "session").write_text("of a Ray that does not start")
-            child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
-            started.append(child)
+            child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
             assert child.stdout is not None
-            assert child.stdout.readline() == b"there\n"
+            word, *others = child.stdout.readline().split()
+            assert word == "there"
+            started.extend([child.pid, *map(int, others)])
             raise error
 
         monkeypatch.setattr(ray, "init", init)
@@ -54,7 +59,7 @@ def half_started(
     return prepare
 
 
-@pytest.mark.parametrize("program", [POLITE, DEAF])
+@pytest.mark.parametrize("program", [POLITE, DEAF, PARENT])
 def test_a_start_that_fails_half_way_leaves_nothing(half_started: Any, program: str, tmp_path: Path) -> None:
     started = half_started(program, Exception(LATE))
     own = subprocess.Popen([sys.executable, "-c", POLITE], stdout=subprocess.PIPE)
@@ -63,19 +68,22 @@ def test_a_start_that_fails_half_way_leaves_nothing(half_started: Any, program: 
             pytest.fail("it did not start")
         assert str(raised.value) == f"Ray did not start: {LATE.removesuffix('.')}; {BUSY}"
         assert list(tmp_path.iterdir()) == []
-        assert not Path(f"/proc/{started[0].pid}").exists()
+        assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
+        assert len(started) == 1 + (program is PARENT)
         assert own.poll() is None, "was there before"
     finally:
         own.kill()
         own.wait()
 
 
-def test_an_interrupted_start_leaves_nothing(half_started: Any, tmp_path: Path) -> None:
-    started = half_started(POLITE, KeyboardInterrupt())
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(15)], ids=["SIGINT", "SIGTERM"])
+def test_an_interrupted_start_leaves_nothing(half_started: Any, tmp_path: Path, end: BaseException) -> None:
+    started = half_started(POLITE, end)
     with pytest.raises(KeyboardInterrupt), own_ray():
         pytest.fail("it did not start")
     assert list(tmp_path.iterdir()) == []
-    assert not Path(f"/proc/{started[0].pid}").exists()
+    assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
+    assert started
 
 
 @pytest.mark.parametrize(
