@@ -224,8 +224,15 @@ def delete(
 
 
 def _ask(question: str, yes: bool) -> None:
-    if not yes:
+    if yes:
+        return
+    try:
         typer.confirm(question, abort=True, err=True)
+    except typer.Abort as error:
+        if isinstance(error.__context__, EOFError):  # a pipeline, not a person who changed their mind
+            print(file=sys.stderr)
+            raise Refused("nobody is there to answer: --yes does") from error
+        raise
 
 
 @contextmanager

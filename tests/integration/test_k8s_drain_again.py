@@ -91,6 +91,10 @@ def test_before_the_last_worker_goes_somebody_is_asked(cluster: Cluster) -> None
     done = cluster.serval("drain", name, answer="n\n")
     assert done.status == 130
     assert "Drain the last worker of prefill? Nothing is served then." in done.err
+    for words in (["drain", name], ["drain", "prefill"], ["delete"]):
+        unasked = cluster.serval(*words, answer="")
+        assert unasked.status == 1
+        assert sentence(unasked) == "nobody is there to answer: --yes does"
     assert cluster.own()["Deployment/serval-prefill"]["spec"]["replicas"] == 1
     assert cluster.serval("drain", name, "--yes", "--timeout", "30").status == 0
 
