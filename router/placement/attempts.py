@@ -74,7 +74,10 @@ class Attempts:
         may_wait = bool(free) and self._placer.uses_predictions
         placement = self._placer.place(ask, ready, prefillers if may_wait else free or prefillers)
         if not kept:
-            self.is_short_of_decode = placement is None or placement.computing.hello.role == DECODE
+            # While prefill has all that it can do, who finds no room at decode would only wait there for prefill.
+            is_prefill_busy = bool(prefillers) and not free
+            no_decode = placement is None or placement.computing.hello.role == DECODE
+            self.is_short_of_decode = no_decode and not is_prefill_busy
         if placement is None:
             return Placed.NO_ROOM
         if not has_compute_room(placement.computing, window_s, now) and not (may_wait and placement.prefill is not None):

@@ -41,6 +41,20 @@ async def test_requests_that_wait_for_blocks_are_decode_s_but_for_blocks_that_wa
     assert load.decode_queued == pytest.approx(of_the_line + of_the_worker)
 
 
+async def test_a_full_decode_worker_is_not_what_is_short_while_prefill_has_all_it_can_do() -> None:
+    """More of decode would only hold more requests that wait for their prompts."""
+    world = World(policy="least_loaded", decode_overcommit=0, prefill_window_s=0.001)
+    prefill, decode = world.join("prefill", "p"), world.join("decode", "d", **DECODE)
+    world.report(decode, kv_blocks_total=100)
+    for _ in range(2):
+        world.accept(prompt=(1,) * 40)
+    world.report(prefill, prefill_tokens_per_s=100.0, queued_tokens=80, waiting=2)
+    world.report(decode, kv_blocks_total=100, kv_blocks_used=100, kv_blocks_in_prefill=50, running=2)
+    world.accept(prompt=(1,) * 40)
+    load = world.dispatcher.loads.read(WINDOW_S)
+    assert (load.decode_queued, load.prefill_queue_s) == (0.0, pytest.approx((80 + 40) / 100))
+
+
 async def test_running_sequences_fill_a_worker_as_well_as_blocks_do() -> None:
     world = World()
     world.report(world.join("decode", "d", **DECODE), kv_blocks_total=100, kv_blocks_used=10, running=9)
