@@ -27,7 +27,7 @@ class Shape:
     fills: str
 
 
-PROMPT_HEAVY = Shape(800, 24, "prefill")
+PROMPT_HEAVY = Shape(800, 16, "prefill")
 ANSWER_HEAVY = Shape(60, 200, "decode")
 
 

@@ -17,20 +17,20 @@ pytest.importorskip("ray", reason="needs the extra `ray`")
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 PERIOD_S = 20.0
-RATE = 2.0
+RATE = 1.0
 """Requests per second: at the pace below 1.6 prefill workers' prompts in one kind of phase, 1.25 decode workers' answers in the
-other."""
+other. As slow as that, for six workers, Ray and the clients share the machine's cores, and must not be what the pools follow."""
 
 
 @pytest.fixture
 def paced(monkeypatch: pytest.MonkeyPatch) -> None:
-    pace(monkeypatch, prompt_tokens_per_s=1000, step_s=0.05)
+    pace(monkeypatch, prompt_tokens_per_s=500, step_s=0.1)
 
 
 async def test_pools_follow_a_swing_and_lose_nobody(paced: None, tiny_spec: ClusterSpec, tmp_path: Path) -> None:
     spec = ClusterSpec(tiny_spec.model, ray=True).with_settings(
         engine__dtype="float32",
-        engine__kv_memory_bytes="8MiB",
+        engine__kv_memory_bytes="16MiB",
         engine__max_sequences=16,
         decode__local_prefill_max_tokens=0,
         router__queue_timeout_s=200,
