@@ -13,8 +13,9 @@ import pytest
 from engine.split.leader import KEY_VARIABLE
 from engine.tiny import write_tiny_llama
 from serving.config import load
+from serving.own_ray import OBJECT_STORE_BYTES
 from serving.ports import any_free_port
-from serving.ray_app import OBJECT_STORE_BYTES, RAY_ENVIRONMENT
+from serving.ray_app import RAY_ENVIRONMENT
 
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(300)]
