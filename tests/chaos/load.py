@@ -3,8 +3,9 @@
     make chaos-load                                        five minutes; the report goes to chaos/load.json
     PYTHONPATH=.:tests/cluster python tests/chaos/load.py --minutes 5 --out chaos
 
-Every answer is compared with that of one undisturbed process; the router's outcomes with what the clients saw; memory and
-descriptors of the processes that live on are watched. Ends with 0 when all of it is as promised, 1 when not.
+Every answer is compared with that of one undisturbed process; the router's outcomes with what the clients saw, its bill
+with what the engines computed; memory and descriptors of the processes that live on are watched. Ends with 0 when all of it is as
+promised, 1 when not.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from typing import Any
 
 import httpx
 from chaos_asks import ChaosAsk, OneProcess, Wanted, plain_ask
+from chaos_bill import Bill, settled_bill
 from chaos_clients import Clients, Said
 from chaos_watch import Watch
 from cluster_harness import ClusterSpec, RunningCluster, WorkerView
@@ -211,7 +213,15 @@ def outcome_differences(load: Load, outcomes: dict[str, int]) -> list[str]:
     return [] if seen == counted else [f"the clients saw {dict(seen)}, the router counted {outcomes}"]
 
 
-async def measure(plan: Plan, cluster: RunningCluster, asks: list[ChaosAsk]) -> tuple[Load, list[str], Watch, dict[str, int]]:
+@dataclass
+class After:
+    """What the router says when all have ended."""
+
+    outcomes: dict[str, int]
+    bill: Bill
+
+
+async def measure(plan: Plan, cluster: RunningCluster, asks: list[ChaosAsk]) -> tuple[Load, list[str], Watch, After]:
     load = Load(plan, cluster, asks)
     os.nice(NICE_BY)
     async with Watch(cluster) as watch:
@@ -221,10 +231,11 @@ async def measure(plan: Plan, cluster: RunningCluster, asks: list[ChaosAsk]) -> 
         await cluster.assert_idle(60)
     except AssertionError as error:
         wrong.append(str(error)[:2000])
-    return load, wrong, watch, await cluster.outcomes()
+    bill, unbalanced = await settled_bill(cluster)
+    return load, wrong + unbalanced, watch, After(await cluster.outcomes(), bill)
 
 
-def report(load: Load, wrong: list[str], watch: Watch, outcomes: dict[str, int], machine: Machine) -> dict[str, Any]:
+def report(load: Load, wrong: list[str], watch: Watch, after: After, machine: Machine) -> dict[str, Any]:
     failed = [said for said in load.said if not said.is_success]
     rate = 1 - len(failed) / max(1, len(load.said))
     if rate < WANTED_SUCCESS:
@@ -237,7 +248,8 @@ def report(load: Load, wrong: list[str], watch: Watch, outcomes: dict[str, int],
         "requests": len(load.said),
         "success_rate": rate,
         "failures": dict(Counter(said.ended for said in failed).most_common(20)),
-        "outcomes": outcomes,
+        "outcomes": after.outcomes,
+        "bill": after.bill,
         "tokens": sum(said.num_tokens for said in load.said),
         "kills": len(load.kills),
         "postponed_s": load.postponed_s,
@@ -269,10 +281,10 @@ def run(plan: Plan, out: Path) -> int:
     spec = dataclasses.replace(spec, settings=(*spec.settings, *(tuple(each.split("=", 1)) for each in plan.settings)))
     cluster = RunningCluster.start(spec, out / "load.log")
     try:
-        load, wrong, watch, outcomes = asyncio.run(measure(plan, cluster, asks))
+        load, wrong, watch, after = asyncio.run(measure(plan, cluster, asks))
         tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         wrong += differences(load, wanted, one_process, tokenizer)
-        wrong += outcome_differences(load, outcomes)
+        wrong += outcome_differences(load, after.outcomes)
         try:
             cluster.stop()
         except AssertionError as error:
@@ -280,7 +292,7 @@ def run(plan: Plan, out: Path) -> int:
     except BaseException:
         cluster.kill()
         raise
-    found = report(load, wrong, watch, outcomes, machine)
+    found = report(load, wrong, watch, after, machine)
     (out / "load.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps({name: value for name, value in found.items() if name not in ("machine", "plan")}, indent=1))
     return 1 if found["wrong"] else 0
