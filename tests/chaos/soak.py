@@ -3,9 +3,9 @@
     make chaos-soak                                        at most 15 minutes; the report goes to chaos/soak.json
     PYTHONPATH=.:tests/cluster python tests/chaos/soak.py --requests 3000 --seed 7 --out chaos
 
-After a warm-up, in waves. After each the cluster must be idle and balanced (free + cached = all), and every answer, also the
-beginning of one that was cancelled, must be what one process says that moves no KV, guesses nothing and is never disturbed. The
-same seed asks the same and draws the same faults. Ends with 0 when all of it is so, 1 when not.
+After a warm-up, in waves. After each the cluster must be idle and balanced (free + cached = all), the bill must be what the engines
+computed, and every answer, also the beginning of one that was cancelled, must be what one process says that moves no KV, guesses
+nothing and is never disturbed. The same seed asks the same and draws the same faults. Ends with 0 when all of it is so, 1 when not.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from random import Random
 from typing import Any
 
 from chaos_asks import ChaosAsk, OneProcess, mixed_ask
+from chaos_bill import Bill, settled_bill
 from chaos_clients import Clients, Said
 from chaos_watch import Trend, Watch
 from cluster_harness import ClusterSpec, RunningCluster, until
@@ -101,6 +102,8 @@ class Soaked:
     cached_tokens: int = 0
     seconds: float = 0.0
     processes: list[Trend] = field(default_factory=list)
+    bill: Bill = field(default_factory=dict)
+    """At the last idle moment."""
     wrong: list[str] = field(default_factory=list)
 
 
@@ -198,6 +201,8 @@ class Soak:
             found.idle_moments += 1
         except AssertionError as error:
             found.wrong.append(str(error)[:2000])
+        found.bill, unbalanced = await settled_bill(self._cluster)
+        found.wrong += unbalanced
         after = await self._cluster.outcomes()
         grown = {outcome: count - before.get(outcome, 0) for outcome, count in after.items()}
         found.outcomes = after
