@@ -220,8 +220,6 @@ class Flow:
         output = request.output([first.token_id], logprobs, ended, first.prompt_logprobs)
         output.prefill_busy_s = first.busy_s
         request.tell(output)
-        if not request.is_given_up:
-            request.told_prefill_s = first.busy_s
 
     # ---- here
 
@@ -285,19 +283,19 @@ class Flow:
             self._parts.engine.release(self._sequence)
         self._parts.line.advance()
         if self._settling is not None:
-            await self._settling
+            self._note_prefill_time(await self._settling)
             self._parts.line.advance()
         if self._late_end is not None:
             self._tell_end(*self._late_end)
         self._account_for_the_rest()
 
     def _account_for_the_rest(self) -> None:
-        """What the request's end could not say any more goes into the load reports."""
+        """Into the load reports: what the request's end has said, should it not have come through, and what it could not say."""
         request, book = self.request, self._parts.busy_book
+        book.told(request.router, self._parts.incarnation, request.told_s)
         book.lost(request.router, request.untold_s)
-        late_s = request.timings.prefill_busy_s - request.told_prefill_s
-        if request.prefill is not None and late_s > 0:
-            book.told(request.router, request.prefill.incarnation, late_s)
+        if request.prefill is not None and request.timings.prefill_busy_s:
+            book.told(request.router, request.prefill.incarnation, request.timings.prefill_busy_s)
 
     def _settle(self) -> None:
         """Stops copying at once, and ends the lease in the background."""
@@ -309,5 +307,7 @@ class Flow:
     def _take_prefill_time(self, settled: asyncio.Task[float]) -> None:
         """What a prefill worker spent on a prompt that was then computed here counts too."""
         if not settled.cancelled() and settled.exception() is None:
-            timings = self.request.timings
-            timings.prefill_busy_s = max(timings.prefill_busy_s, settled.result())
+            self._note_prefill_time(settled.result())
+
+    def _note_prefill_time(self, busy_s: float) -> None:
+        self.request.timings.prefill_busy_s = max(self.request.timings.prefill_busy_s, busy_s)

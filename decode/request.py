@@ -42,8 +42,7 @@ class DecodeRequest:
     arrived_at: float = field(default_factory=time.monotonic)
     decode_started_at: float | None = None
     told_s: float = 0.0
-    told_prefill_s: float = 0.0
-    """Seconds of the engine here, and of the prefill worker's, that the router was told."""
+    """Seconds of the engine here that its end told the router."""
     is_given_up: bool = False
     """Its router's stream is gone. What is said on a later one would be taken for another request's of that number."""
 
@@ -137,7 +136,7 @@ class DecodeRequest:
             self.timings.decode_s = time.monotonic() - self.decode_started_at
         self.timings.decode_busy_s = self.sequence.busy_s
         if not self.is_given_up:
-            self.told_s, self.told_prefill_s = self.timings.decode_busy_s, self.timings.prefill_busy_s
+            self.told_s = self.timings.decode_busy_s
         self.span.end(outcome, self._figures() if self.span.is_recording else None)
         return cluster_pb2.Ended(
             outcome=str(outcome),

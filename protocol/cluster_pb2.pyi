@@ -266,8 +266,8 @@ class LoadReport(_message.Message):
 
     @_builtins.property
     def told_busy(self) -> _containers.RepeatedCompositeFieldContainer[Global___BusyTime]:
-        """Taken by prefill for this router's requests, so far. From a prefill worker: what it told decode workers, who tell it to the
-        router. From a decode worker: what prefill workers told it when the request's end was out already.
+        """Taken for this router's requests, so far, and told. From a prefill worker: to decode workers, who tell it to the router. From a
+        decode worker: to the router, in ends or hereby; of itself, and of prefill workers.
         """
 
     def __init__(
@@ -301,14 +301,14 @@ Global___LoadReport: _TypeAlias = LoadReport  # noqa: Y015
 
 @_typing.final
 class BusyTime(_message.Message):
-    """Seconds of a prefill worker's engine."""
+    """Seconds of an engine."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PEER_FIELD_NUMBER: _builtins.int
     BUSY_S_FIELD_NUMBER: _builtins.int
     peer: _builtins.int
-    """incarnation of the other of the two: from a prefill worker the decode worker, and the other way round"""
+    """incarnation. From a prefill worker: whom it told; from a decode worker: whose engine"""
     busy_s: _builtins.float
     def __init__(
         self,

@@ -3,9 +3,10 @@
 A worker that dies takes its own counters with it, so they are added up here, report by report. Requests account for what their
 ends tell, and what can no longer be told is `lost`, so that the two together are what was computed:
 
-- A decode worker tells it with each end. When it is gone, what its last report had as untold is lost.
-- A prefill worker tells decode workers, which tell it here: that may get lost on the way. Its reports say what it told each of
-  them, so when one is gone, what did not come through it is lost.
+- A decode worker tells it with each end, and what it told is in its reports too, should an end be lost with a stream. When it is
+  gone, what its last report had as untold is lost.
+- A prefill worker tells decode workers, which tell it here in the same way. Its reports say what it told each of them, so when one
+  is gone, what did not come through it is lost.
 - What was counted as lost and is told after all (a prefill worker died, but the decode worker had heard) is not billed again.
 """
 
@@ -33,19 +34,24 @@ class _Account:
     untold_s: float = 0.0
     is_live: bool = True
     told: dict[int, float] = field(default_factory=dict)
-    """By this worker to the peer, as of its last report."""
+    """A prefill worker's: to the peer, as of its last report."""
     heard: dict[int, float] = field(default_factory=dict)
     """By this router from the peer."""
+    heard_then: dict[int, float] = field(default_factory=dict)
+    """At the last report."""
     written_off: dict[int, float] = field(default_factory=dict)
     """Counted as lost though it may come yet."""
     broken: set[int] = field(default_factory=set)
-    """A prefill worker's decode workers whose stream has ended since its last report."""
-    late: dict[int, float] = field(default_factory=dict)
-    """A decode worker's: by prefill worker, what came too late for the ends of its requests, as of its last report."""
+    """A prefill worker's: peers whose stream has ended since its last report."""
 
     def missing(self, peer: int) -> float:
-        """Told the peer, and neither heard of nor written off. Negative: heard since the last report."""
-        return self.told.get(peer, 0.0) - self.heard.get(peer, 0.0) - self.written_off.get(peer, 0.0)
+        """Told the peer, and neither heard of nor written off."""
+        return max(0.0, self.told.get(peer, 0.0) - self.heard.get(peer, 0.0) - self.written_off.get(peer, 0.0))
+
+    def news(self) -> float:
+        """Heard since the last report, and not what that had as told: it had it as untold, or could not have it yet."""
+        known = {peer: max(self.told.get(peer, 0.0), self.heard_then.get(peer, 0.0)) for peer in self.heard}
+        return sum(max(0.0, heard_s - known[peer]) for peer, heard_s in self.heard.items())
 
     def cover(self, peer: int, seconds: float) -> float:
         """Something comes after all. Returns what of it was not written off."""
@@ -58,7 +64,7 @@ class _Account:
         return seconds
 
     def forget(self, peer: int) -> None:
-        for amounts in (self.told, self.heard, self.written_off):
+        for amounts in (self.told, self.heard, self.heard_then, self.written_off):
             amounts.pop(peer, None)
 
 
@@ -80,17 +86,17 @@ class ComputedTime:
         account = self._accounts.get(worker.incarnation)
         if account is None:
             account = self._accounts[worker.incarnation] = _Account(worker.pool, load.busy_s, load.lost_busy_s)
-            account.heard, account.late = (reported, {}) if worker.hello.role == PREFILL else ({}, reported)
+            self._begin(worker, account, reported)
         account.is_live = True
         self._count(account, load.busy_s - account.busy_s)  # a probe's time is taken off when it has ended
         self._lose(account, account.cover(UNTOLD, load.lost_busy_s - account.lost_s))
         account.lost_s, account.untold_s = max(account.lost_s, load.lost_busy_s), load.untold_busy_s
         if worker.hello.role == PREFILL:
-            account.told = dict(reported)
-            self._settle_with_the_gone(account)
+            account.told = reported
+            self._settle(account)
         else:
-            account.told = dict(account.heard)
-            self._take_late(worker.incarnation, account, reported)
+            self._make_good(worker.incarnation, reported)
+        account.heard_then = dict(account.heard)
 
     def on_told(self, worker: Worker, peer: Worker, seconds: float) -> float:
         """`peer` has said that so much was taken of `worker`. Returns what of it is to be billed."""
@@ -108,40 +114,45 @@ class ComputedTime:
             for other in self._accounts.values():
                 if other.is_live and other.pool == POOL_NAMES[PREFILL]:
                     other.broken.add(worker.incarnation)
-        missing = {peer: account.missing(peer) for peer in account.told.keys() | account.heard.keys()}
-        for peer, missing_s in missing.items():
-            self._write_off(account, peer, missing_s)
-        untold_s = max(0.0, account.untold_s - account.written_off.get(UNTOLD, 0.0))
-        untold_s += sum(
-            min(0.0, one) for one in missing.values()
-        )  # heard of since the report, which had it as untold, or not yet
+        news_s = account.news()
+        for peer in account.told:
+            self._write_off(account, peer, account.missing(peer))
+        untold_s = max(0.0, account.untold_s - account.written_off.get(UNTOLD, 0.0)) - news_s
         self._write_off(account, UNTOLD, untold_s)
         self._count(account, -untold_s)
-        account.told, account.untold_s = dict(account.heard), 0.0
-        if len(self._accounts) > REMEMBERED:
-            del self._accounts[next(iter(self._accounts))]
+        account.untold_s, account.heard_then = 0.0, dict(account.heard)
+        gone = [incarnation for incarnation, one in self._accounts.items() if not one.is_live]
+        if len(gone) > REMEMBERED:
+            del self._accounts[gone[0]]
 
     def _hear(self, account: _Account, peer: int, seconds: float) -> float:
         account.heard[peer] = account.heard.get(peer, 0.0) + seconds
         billed_s = account.cover(peer, seconds)
         if not account.is_live:  # computed after its last report
+            account.heard_then = dict(account.heard)
             self._count(account, billed_s)
         return billed_s
 
-    def _take_late(self, incarnation: int, account: _Account, reported: Mapping[int, float]) -> None:
-        """What prefill workers told this decode worker when the ends of its requests were out."""
+    def _begin(self, worker: Worker, account: _Account, reported: Mapping[int, float]) -> None:
+        """What was told before is known, or forgotten with the account that it was in."""
+        if worker.hello.role == PREFILL:
+            account.heard = dict(reported)
+            return
         for peer, seconds in reported.items():
-            of_prefill = self._accounts.get(peer)
-            if of_prefill is not None:
-                new_s = max(0.0, seconds - account.late.get(peer, 0.0))
-                self._lose(of_prefill, self._hear(of_prefill, incarnation, new_s))
-        account.late = dict(reported)
+            if (other := self._accounts.get(peer)) is not None:
+                other.heard.setdefault(worker.incarnation, seconds)
 
-    def _settle_with_the_gone(self, account: _Account) -> None:
-        """What a prefill worker told decode workers that are gone, or were, and they told nobody."""
+    def _make_good(self, incarnation: int, reported: Mapping[int, float]) -> None:
+        """What a decode worker has told, and was not heard here: it was lost with a stream, or its request's end was out before."""
+        for peer, seconds in reported.items():
+            if (account := self._accounts.get(peer)) is not None:
+                self._lose(account, self._hear(account, incarnation, max(0.0, seconds - account.heard.get(incarnation, 0.0))))
+
+    def _settle(self, account: _Account) -> None:
+        """What a prefill worker told decode workers that are gone, or were, and did not come through."""
         for peer in account.told.keys() | account.heard.keys() | account.written_off.keys():
-            decode = self._accounts.get(peer)
-            is_gone = peer != UNTOLD and (decode is None or not decode.is_live)
+            through = self._accounts.get(peer)
+            is_gone = peer != UNTOLD and (through is None or not through.is_live)
             if is_gone or peer in account.broken:
                 self._write_off(account, peer, account.missing(peer))
             if is_gone and peer not in account.told:

@@ -116,10 +116,15 @@ async def test_what_a_prefill_worker_says_after_the_answer_is_reported(folder: P
             ended = await pair.router.submit(random_prompt(200), params_of(max_tokens=3)).until_ended()
             assert (ended.outcome, ended.timings.prefilled_locally, ended.timings.prefill_busy_s) == ("length", True, 0.0)
             go_on.set()
-            load = await pair.router.until_reported("decode-0", lambda load: len(load.told_busy) == 1)
-        assert load.told_busy[0].peer == pair.router.peers["prefill-0"].incarnation
+            prefill = pair.router.peers["prefill-0"].incarnation
+            load = await pair.router.until_reported("decode-0", lambda load: prefill in told_by(load))
         of_prefill = await pair.router.until_reported("prefill-0", lambda load: load.busy_s > 0 and not load.running)
-        assert load.told_busy[0].busy_s == pytest.approx(of_prefill.busy_s)
+        assert told_by(load)[prefill] == pytest.approx(of_prefill.busy_s)
+        assert told_by(load)[pair.router.peers["decode-0"].incarnation] == pytest.approx(load.busy_s), "and its own"
+
+
+def told_by(load: cluster_pb2.LoadReport) -> dict[int, float]:
+    return {one.peer: one.busy_s for one in load.told_busy}
 
 
 async def test_what_a_cancelled_prompt_took_of_prefill_is_told(chunked: Pair) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -163,107 +164,143 @@ class Ledger:
     """A prefill and a decode worker as they are to the bill, with everything that may be under way between them and the router."""
 
     def __init__(self) -> None:
-        self.lost_s = self.billed_s = 0.0
+        self.lost_s = {"prefill": 0.0, "decode": 0.0}
+        self.billed_s = dict(self.lost_s)
         self.time = ComputedTime(on_lost=self.on_lost)
         self.begin_prefill()
         self.begin_decode()
 
     def on_lost(self, pool: str, seconds: float) -> None:
-        self.lost_s += seconds
+        self.lost_s[pool] += seconds
 
     def begin_prefill(self) -> None:
         self.prefill = worker_of("prefill")
         self.busy_s = self.untold_s = self.gone_s = 0.0
-        self.told_s: dict[int, float] = {}
+        self.told_s: Counter[int] = Counter()
         self.report_prefill()
 
     def begin_decode(self) -> None:
         self.decode = worker_of("decode")
-        self.on_way: list[tuple[Worker, float]] = []
-        self.late_s: dict[int, float] = {}
+        self.known: list[tuple[Worker, float]] = []
+        """What prefill workers told it, and it has told nobody."""
+        self.stream: list[tuple[Worker, float]] = []
+        """What it has told, of them and of itself, and the router has not heard."""
+        self.passed_s: Counter[int] = Counter()
+        self.own_busy_s = self.own_untold_s = self.own_gone_s = 0.0
         self.report_decode()
+
+    # ---- prefill
 
     def compute(self) -> None:
         self.busy_s += 1.0
         self.untold_s += 1.0
 
     def tell(self) -> None:
-        peer = self.decode.incarnation
-        self.told_s[peer] = self.told_s.get(peer, 0.0) + self.untold_s
-        self.on_way.append((self.prefill, self.untold_s))
+        self.told_s[self.decode.incarnation] += self.untold_s
+        self.known.append((self.prefill, self.untold_s))
         self.untold_s = 0.0
 
     def lose(self) -> None:
         """The prompt's asker has gone."""
         self.gone_s, self.untold_s = self.gone_s + self.untold_s, 0.0
 
-    def hear(self) -> None:
-        if self.on_way:
-            prefill, seconds = self.on_way.pop(0)
-            self.billed_s += self.time.on_told(prefill, self.decode, seconds)
-
-    def come_late(self) -> None:
-        if self.on_way:
-            prefill, seconds = self.on_way.pop(0)
-            self.late_s[prefill.incarnation] = self.late_s.get(prefill.incarnation, 0.0) + seconds
-
     def report_prefill(self) -> None:
-        told_busy = [cluster_pb2.BusyTime(peer=peer, busy_s=seconds) for peer, seconds in self.told_s.items()]
-        load = cluster_pb2.LoadReport(
-            busy_s=self.busy_s, untold_busy_s=self.untold_s, lost_busy_s=self.gone_s, told_busy=told_busy
-        )
+        load = cluster_pb2.LoadReport(busy_s=self.busy_s, untold_busy_s=self.untold_s, lost_busy_s=self.gone_s)
+        load.told_busy.extend(cluster_pb2.BusyTime(peer=peer, busy_s=seconds) for peer, seconds in self.told_s.items())
         self.time.on_report(self.prefill, load)
-
-    def report_decode(self) -> None:
-        told_busy = [cluster_pb2.BusyTime(peer=peer, busy_s=seconds) for peer, seconds in self.late_s.items()]
-        self.time.on_report(self.decode, cluster_pb2.LoadReport(told_busy=told_busy))
 
     def kill_prefill(self) -> None:
         self.time.on_gone(self.prefill)
         self.begin_prefill()
 
-    def kill_decode(self) -> None:
-        self.time.on_gone(self.decode)
-        self.begin_decode()
-
-    def break_decode_s_stream(self) -> None:
-        """What it has not told yet is given up, and reported on the next stream."""
-        self.time.on_gone(self.decode)
-        while self.on_way:
-            self.come_late()
-        self.report_decode()
-
-    def break_decode_s_stream_and_lose(self) -> None:
-        """What it has told has not come through."""
-        self.time.on_gone(self.decode)
-        self.on_way.clear()
-        self.report_decode()
-
     def break_prefill_s_stream(self) -> None:
         self.time.on_gone(self.prefill)
         self.report_prefill()
 
+    # ---- decode
 
-EVENTS = ("compute", "tell", "lose", "hear", "come_late", "report_prefill", "report_decode")
-EVENTS += ("kill_prefill", "kill_decode", "break_prefill_s_stream", "break_decode_s_stream", "break_decode_s_stream_and_lose")
+    def decode_computes(self) -> None:
+        self.own_busy_s += 1.0
+        self.own_untold_s += 1.0
+
+    def an_answer_ends(self) -> None:
+        self.stream.append((self.decode, self.own_untold_s))
+        self.passed_s[self.decode.incarnation] += self.own_untold_s
+        self.own_untold_s = 0.0
+
+    def pass_on(self) -> None:
+        if self.known:
+            prefill, seconds = self.known.pop(0)
+            self.stream.append((prefill, seconds))
+            self.passed_s[prefill.incarnation] += seconds
+
+    def come_late(self) -> None:
+        """The request's end is out: only a report will say it."""
+        if self.known:
+            prefill, seconds = self.known.pop(0)
+            self.passed_s[prefill.incarnation] += seconds
+
+    def hear(self) -> None:
+        if self.stream:
+            worker, seconds = self.stream.pop(0)
+            self.billed_s[worker.pool] += self.time.on_told(worker, self.decode, seconds)
+
+    def report_decode(self) -> None:
+        """What was said before on the stream has come."""
+        while self.stream:
+            self.hear()
+        load = cluster_pb2.LoadReport(busy_s=self.own_busy_s, untold_busy_s=self.own_untold_s, lost_busy_s=self.own_gone_s)
+        load.told_busy.extend(cluster_pb2.BusyTime(peer=peer, busy_s=seconds) for peer, seconds in self.passed_s.items())
+        self.time.on_report(self.decode, load)
+
+    def kill_decode(self) -> None:
+        self.time.on_gone(self.decode)
+        self.begin_decode()
+
+    def give_up(self) -> None:
+        self.own_gone_s, self.own_untold_s = self.own_gone_s + self.own_untold_s, 0.0
+        while self.known:
+            self.come_late()
+
+    def break_and_give_up_at_once(self) -> None:
+        self.time.on_gone(self.decode)
+        self.stream.clear()
+        self.give_up()
+        self.report_decode()
+
+    def break_and_give_up_later(self) -> None:
+        self.time.on_gone(self.decode)
+        self.stream.clear()
+        self.report_decode()
+        self.give_up()
+
+
+PREFILL_EVENTS = ("compute", "tell", "lose", "report_prefill", "kill_prefill", "break_prefill_s_stream")
+DECODE_EVENTS = ("decode_computes", "an_answer_ends", "pass_on", "come_late", "hear", "report_decode")
+DECODE_EVENTS += ("kill_decode", "break_and_give_up_at_once", "break_and_give_up_later")
+EVENTS = PREFILL_EVENTS + DECODE_EVENTS
 
 
 @given(st.lists(st.sampled_from(EVENTS), max_size=40))
 @settings(max_examples=500, deadline=None)
 @example(["compute", "report_prefill", "tell", "kill_decode", "kill_prefill"])
-@example(["compute", "report_prefill", "tell", "kill_prefill", "compute", "tell", "hear", "hear"])
+@example(["compute", "report_prefill", "tell", "kill_prefill", "compute", "tell", "pass_on", "pass_on", "hear", "hear"])
+@example(["decode_computes", "an_answer_ends", "break_and_give_up_later", "decode_computes"])
+@example(["compute", "tell", "pass_on", "break_and_give_up_at_once", "compute", "tell", "pass_on", "hear"])
 def test_whatever_dies_whenever_bill_and_losses_are_what_was_computed(events: list[str]) -> None:
     async def run() -> None:
         ledger = Ledger()
         for event in events:
             getattr(ledger, event)()
-        while ledger.on_way:
-            ledger.hear()
+        while ledger.known:
+            ledger.pass_on()
         ledger.lose()
+        ledger.an_answer_ends()
         ledger.report_decode()
         ledger.report_prefill()
-        computed_s = ledger.time.read().get("prefill", 0.0)
-        assert ledger.billed_s + ledger.lost_s == pytest.approx(computed_s), events
+        for pool in ("prefill", "decode"):
+            computed_s = ledger.time.read().get(pool, 0.0)
+            assert ledger.billed_s[pool] + ledger.lost_s[pool] == pytest.approx(computed_s), (pool, events)
 
     asyncio.run(run())
 
