@@ -184,7 +184,9 @@ class Accounting:
         if timeline.first_token is not None and timeline.submitted is not None:
             speed = _tokens_per_second(request)
             self.answers.add(
-                max(0.0, timeline.first_token - timeline.submitted - timings.queue_s), 1 / speed if speed else None
+                timeline.submitted,
+                max(0.0, timeline.first_token - timeline.submitted - timings.queue_s),
+                1 / speed if speed else None,
             )
 
     def _fill_figures(self, request: Request, speed: float | None) -> None:

@@ -6,6 +6,7 @@ Loads are in workers: 1.5 is what one and a half can do at their best.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from router.accounting import Accounting
 from router.placement.attempts import Attempts
@@ -46,16 +47,23 @@ class PoolLoads:
         self._line = line
         self._attempts = attempts
         self._accounting = accounting
+        self._grown = {PREFILL: _Grown(), DECODE: _Grown()}
 
     def read(self, window_s: float) -> ClusterLoad:
-        """`window_s`: answers that ended so long ago still count."""
+        """`window_s`: answers that ended so long ago still count; of those only that began when the pool had as many workers as
+        now, for what a long answer has seen of a smaller pool says nothing of this one."""
         prefill, decode = self._members.pool(PREFILL), self._members.pool(DECODE)
         line = self._line.waiting()
         for_prefill = self._share_for_prefill(decode) if line else 0.0
         prompt_tokens = sum(len(request.spec.prompt) for request in line)
-        ttft_s, tpot_s = self._accounting.answers.percentiles(window_s)
+        now = time.monotonic()
+        ttft_since, tpot_since = (
+            self._grown[PREFILL].since(_ready(prefill), now),
+            self._grown[DECODE].since(_ready(decode), now),
+        )
+        ttft_s, tpot_s = self._accounting.answers.percentiles(window_s, ttft_since, tpot_since)
         return ClusterLoad(
-            at=time.monotonic(),
+            at=now,
             prefill_ready=_ready(prefill),
             decode_ready=_ready(decode),
             prefill_busy_s=self._accounting.computed.read().get("prefill", 0.0),
@@ -73,6 +81,21 @@ class PoolLoads:
             return 1.0
         held = sum(worker.load.kv_blocks_used for worker in decode)
         return sum(worker.load.kv_blocks_in_prefill for worker in decode) / held if held else 0.0
+
+
+@dataclass
+class _Grown:
+    """When a pool was last smaller."""
+
+    ready: int | None = None
+    at: float = -inf
+
+    def since(self, ready: int, now: float) -> float:
+        """It has so many workers now."""
+        if self.ready is not None and ready > self.ready:
+            self.at = now
+        self.ready = ready
+        return self.at
 
 
 def _ready(workers: Sequence[Worker]) -> int:

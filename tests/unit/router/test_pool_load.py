@@ -1,5 +1,7 @@
 """A pool's load is told by whom it waits for: prefill's queue is not decode's, and the other way round."""
 
+import time
+
 import pytest
 from dispatch_world import World
 
@@ -70,6 +72,26 @@ def test_percentiles_of_the_last_answers() -> None:
     answers = RecentAnswers(lambda: now[0])
     for number in range(100):
         now[0] = float(number)
-        answers.add(number / 100, None if number % 2 else 0.1)
+        answers.add(now[0] - 10, number / 100, None if number % 2 else 0.1)
     assert answers.percentiles(49.5) == (pytest.approx(0.96), 0.1)
+    assert answers.percentiles(99, ttft_since=49.5) == (pytest.approx(0.97), 0.1), "those that began before say nothing"
+    assert answers.percentiles(99, tpot_since=80) == (pytest.approx(0.94), None), "too few began since"
     assert answers.percentiles(LEAST_ANSWERS - 2.0) == (None, None), "too few"
+
+
+async def test_what_answers_have_seen_of_a_smaller_pool_says_nothing_of_this_one() -> None:
+    """Or a pool that has grown for an SLO would be judged by answers that began before, and be thought to help nobody."""
+    world = World()
+    world.join("prefill", "p")
+    world.report(world.join("decode", "d", **DECODE), kv_blocks_total=100)
+    loads, answers = world.dispatcher.loads, world.dispatcher._accounting.answers
+    assert loads.read(WINDOW_S).tpot_s is None
+    before = time.monotonic()
+    for _ in range(LEAST_ANSWERS):
+        answers.add(before, 1.0, 0.2)
+    assert (loads.read(WINDOW_S).ttft_s, loads.read(WINDOW_S).tpot_s) == (1.0, 0.2)
+    world.report(world.join("decode", "e", **DECODE), kv_blocks_total=100)
+    assert (loads.read(WINDOW_S).ttft_s, loads.read(WINDOW_S).tpot_s) == (1.0, None), "prefill has not grown"
+    for _ in range(LEAST_ANSWERS):
+        answers.add(time.monotonic(), 1.0, 0.1)
+    assert loads.read(WINDOW_S).tpot_s == 0.1
