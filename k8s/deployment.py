@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from k8s.config import KubernetesConfig
 from protocol.errors import ConfigError
@@ -55,7 +56,7 @@ def load(file: Path | None, overlay: str | None, flags: Mapping[str, Any]) -> De
     """The overlay's settings, `file`'s over them, and `flags` (dotted name → value) over both. Raises ConfigError."""
     settings = read_overlay("base")
     for more in (read_overlay(overlay) if overlay else {}, read_settings(file) if file else {}):
-        lay_over(settings, more)
+        lay_over(settings, more, ServalConfig)
     put_settings(settings, flags)
     try:
         kubernetes = KubernetesConfig.model_validate(group_of(settings, KUBERNETES))
@@ -83,13 +84,26 @@ def read_overlay(name: str) -> dict[str, Any]:
         return read_settings(file)
 
 
-def lay_over(settings: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Groups are merged, everything else is replaced."""
+def lay_over(settings: dict[str, Any], more: Mapping[str, Any], schema: type[BaseModel] | None) -> None:
+    """Groups are merged, everything else is replaced. Nothing below a name (`decode:`, or null) says nothing, but where the group
+    may be absent: `rdma: null` is none. `schema`: of `settings`, where there is one."""
     for name, value in more.items():
-        if isinstance(value, dict) and isinstance(settings.get(name), dict):
-            lay_over(settings[name], value)
-        elif value is not None or not isinstance(settings.get(name), dict):  # `decode:` with nothing below it says nothing
+        kinds = _kinds(schema, name)
+        if not isinstance(settings.get(name), dict):
             settings[name] = value
+        elif isinstance(value, dict):
+            lay_over(settings[name], value, next((kind for kind in kinds if issubclass(kind, BaseModel)), None))
+        elif value is not None or NoneType in kinds:
+            settings[name] = value
+
+
+def _kinds(schema: type[BaseModel] | None, name: str) -> list[type]:
+    """What the setting may be, of what matters here: groups, and None."""
+    if schema is ServalConfig and name == KUBERNETES:
+        return [KubernetesConfig]
+    field = schema.model_fields.get(name) if schema is not None else None
+    annotation = field.annotation if field is not None else None
+    return [kind for kind in (get_args(annotation) or (annotation,)) if isinstance(kind, type)]
 
 
 def _folder() -> Any:

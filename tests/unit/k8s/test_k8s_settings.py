@@ -114,6 +114,14 @@ def test_threads_that_nobody_set_are_those_of_the_pod_whatever_machine_renders(
     assert {role: own["MKL_NUM_THREADS"] for role, own in variables.items()} == {"router": "1", "prefill": "5", "decode": "3"}
 
 
+def test_null_in_a_file_switches_off_a_group_that_may_be_absent_and_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "serval.yaml"
+    file.write_text("kubernetes:\n  rdma: null\n  prefill:\n")
+    made, plain = load(file, "gpu", {}), load(None, "gpu", {})
+    assert plain.kubernetes.rdma is not None and made.kubernetes.rdma is None
+    assert made.kubernetes.prefill == plain.kubernetes.prefill, "nothing below a name says nothing"
+
+
 def test_null_switches_off_what_an_overlay_has_set() -> None:
     made = load(None, "gpu", parse_settings(["kubernetes.rdma=null", "kubernetes.secrets.api_keys=null"]))
     assert (made.kubernetes.rdma, made.kubernetes.secrets.api_keys) == (None, None)
