@@ -37,14 +37,29 @@ def own_ray() -> Iterator[None]:
         _start(folder)
         yield
     finally:
-        # What is orphaned from now on comes to us. Before, it would keep Ray's own processes from noticing that they are.
-        _adopt_orphans(True)
-        with contextlib.suppress(Exception):  # what is wrong with it by now was said, and the rest must go all the same
-            ray.shutdown()
-        # A start that fails or is broken off half-way is forgotten by Ray, and its processes are not.
-        _end_children(but=before)
-        _adopt_orphans(False)
-        shutil.rmtree(folder, ignore_errors=True)
+        with _undisturbed():
+            # What is orphaned from now on comes to us. Before, it would keep Ray's own processes from noticing that they are.
+            _adopt_orphans(True)
+            with contextlib.suppress(Exception):  # what is wrong with it by now was said, and the rest must go all the same
+                ray.shutdown()
+            # A start that fails or is broken off half-way is forgotten by Ray, and its processes are not.
+            _end_children(but=before)
+            _adopt_orphans(False)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Whoever presses Ctrl-C once more would leave half of it behind."""
+    if threading.current_thread() is not threading.main_thread():  # others hear of no signal
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _start(folder: str) -> None:

@@ -1,6 +1,7 @@
 """A Ray that does not start: one sentence, and nothing of it stays. What it had started by then is a stand-in."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -133,3 +134,20 @@ def test_children_are_those_of_this_process() -> None:
         child.kill()
         child.wait()
     assert child.pid not in module._children()
+
+
+def test_another_ctrl_c_while_it_is_taken_down_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, half_started: Callable[[str, BaseException], list[int]]
+) -> None:
+    started = half_started(POLITE, RuntimeError("did not start"))
+
+    def shut_down() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(ray, "shutdown", shut_down)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ClusterFailed, match="did not start"), own_ray():
+        pass
+    assert started and not any(Path(f"/proc/{child}").exists() for child in started)
+    assert signal.getsignal(signal.SIGINT) is before
