@@ -6,6 +6,8 @@ from typing import Any
 import yaml
 
 BOOL = "tag:yaml.org,2002:bool"
+MERGE = "tag:yaml.org,2002:merge"
+"""`<<`, which may stand twice."""
 
 
 class SettingsLoader(yaml.SafeLoader):
@@ -16,7 +18,7 @@ class SettingsLoader(yaml.SafeLoader):
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(problem=f"{key.value} is set twice", problem_mark=key.start_mark)
                 seen.add(key.value)

@@ -36,7 +36,7 @@ def connect(kubeconfig: Path | None, context: str | None) -> Any:
     try:
         from kubernetes import client, config
     except ImportError as error:
-        raise ConfigError("this command needs the extra `kubernetes`: pip install 'serval[kubernetes]'") from error
+        raise ConfigError("this command needs the extra `kubernetes`: pip install -e '.[kubernetes]'") from error
     settings, loader = client.Configuration(), cast(Any, config)
     is_in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
     try:

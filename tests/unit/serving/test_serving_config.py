@@ -8,6 +8,7 @@ import yaml
 
 from engine.tiny import write_tiny_llama
 from protocol.errors import ConfigError
+from serving import settings_yaml
 from serving.config import ServalConfig, given, load, parse_settings
 from serving.model_folder import embedded_folder
 
@@ -185,3 +186,8 @@ def test_a_wrong_setting_of_one_pool_names_the_pool() -> None:
     too_few = error_of(decode_engine__tensor_parallel_size=0)
     assert too_few == "decode_engine.tensor_parallel_size: must be greater than or equal to 1, not 0"
     assert error_of(prefill_engine__blok_size=8) == "prefill_engine.blok_size: no such setting; did you mean block_size?"
+
+
+def test_two_groups_may_be_merged_into_one() -> None:
+    text = "a: &a {threads: 1}\nb: &b {block_size: 32}\nengine: {<<: *a, <<: *b}\n"
+    assert settings_yaml.parse(text)["engine"] == {"threads": 1, "block_size": 32}
