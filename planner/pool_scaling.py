@@ -117,7 +117,7 @@ def _remember(config: ScalingConfig, memory: PoolMemory, signal: PoolSignal) -> 
         missed=memory.missed + 1 if _unexplained_miss(config, memory, signal) else 0,
         ceiling=None if age > config.memory_periods else memory.ceiling,
         ceiling_age=age,
-        trial=memory.trial and memory.trial.older(signal.slo_error),
+        trial=memory.trial and memory.trial.older(signal.slo_error, config.memory_periods),
         vain=memory.vain and memory.vain.older(_load(config, memory, signal), signal.slo_error, config.memory_periods),
     )
 

@@ -32,18 +32,17 @@ class Trial:
     """Measured over wanted, above 1."""
     kept: int = 0
     """Periods in a row in which the SLO was kept since."""
+    age: int = 0
 
     @property
     def least_use(self) -> float:
         """No use below it is aimed at before it is known whether that helps."""
         return self.use / STEP
 
-    def older(self, error: float | None) -> "Trial | None":
-        """After one more period; None when the miss is over."""
-        if error is None:
-            return self
-        kept = self.kept + 1 if error <= 1 else 0
-        return replace(self, kept=kept) if kept < MISSES else None
+    def older(self, error: float | None, most: int) -> "Trial | None":
+        """After one more period; None when the miss is over, or it is too old (`most` periods) to be compared with."""
+        kept = self.kept if error is None else self.kept + 1 if error <= 1 else 0
+        return replace(self, kept=kept, age=self.age + 1) if kept < MISSES and self.age < most else None
 
     def goes_on(self, use: float, error: float) -> bool:
         """Otherwise a new one begins: this one has helped, or the load is another."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from planner.pool_scaling import PoolDecision, PoolSignal, Reason, decide_pool
 from planner.scaling import Decision, ScalingMemory, Signals, decide, start
 from planner.scaling_config import PoolLimits, ScalingConfig
+from planner.slo_trial import Trial
 
 LOADS = st.floats(0, 1e6)
 POOL_SIGNALS = st.builds(
@@ -237,3 +238,12 @@ def test_replicas_that_never_come_do_not_stick() -> None:
 def test_limits_that_contradict_are_refused(settings_: dict[str, object], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         ScalingConfig.model_validate(settings_)
+
+
+def test_what_was_measured_before_a_long_silence_is_compared_with_nothing() -> None:
+    trial: Trial | None = Trial(use=0.6, error=1.4)
+    for _ in range(10):
+        assert trial is not None
+        trial = trial.older(None, 10)
+    assert trial is not None and trial.is_in_vain(use=0.3, error=1.4)
+    assert trial.older(None, 10) is None
