@@ -1,6 +1,8 @@
 // Figures out of two documents of /dashboard/state.json, and how they are written. Pure.
 
 const NOTHING = "–";
+const LEAST_USD = 1e-6;
+const CENTS = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
 
 /** `now` less `base`: what happened in between. Without `base`, since the router's start. */
 export function between(base, now) {
@@ -72,7 +74,10 @@ export const number = written((value) => (value >= 1e4 ? Math.round(value).toLoc
 export const percent = written((value) => `${(value * 100).toFixed(value > 0 && value < 0.0995 ? 1 : 0)}%`);
 export const seconds = written((value) => (value < 1 ? `${digits(value * 1000)} ms` : `${digits(value)} s`));
 export const exactSeconds = written((value) => (value < 1 ? `${Number((value * 1000).toPrecision(6))} ms` : `${value} s`));
-export const dollars = written((value) => `$${value === 0 || Math.abs(value) >= 0.1 ? value.toFixed(2) : Number(value.toPrecision(2))}`);
+export const dollars = written((value) => {
+  if (value !== 0 && Math.abs(value) < LEAST_USD) return `<$${LEAST_USD.toFixed(6)}`;
+  return `$${Math.abs(value) >= 1 ? value.toLocaleString("en", CENTS) : Number(value.toPrecision(4))}`; // as `serval cost`
+});
 export const bytes = written((value) => scaled(value, ["B", "kB", "MB", "GB", "TB"]));
 export const bytesPerSecond = written((value) => `${bytes(value)}/s`);
 

@@ -16,11 +16,15 @@ export class History {
     while (this.#states[0].at < state.at - KEPT_S) this.#states.shift();
   }
 
-  /** The document to subtract for the last `seconds`; null: none, so figures are since the router's start. */
+  /**
+   * The document to subtract for the last `seconds`; null: none, so figures are since the router's start. After a time in which
+   * none came, the last one before it.
+   */
   base(seconds) {
+    if (!seconds) return null;
     const now = this.#states.at(-1);
-    if (!seconds || now.at - this.#states[0].at < SHORTEST_S) return null;
-    return this.#states.find((state) => state.at >= now.at - seconds - 0.5);
+    const old = this.#states.filter((state) => now.at - state.at >= SHORTEST_S);
+    return old.find((state) => state.at >= now.at - seconds - 0.5) ?? old.at(-1) ?? null;
   }
 
   /** A short look back, for what is drawn as a line; null for the first document. */

@@ -14,8 +14,14 @@ const FAILURES = { TimeoutError: "it is too slow", AbortError: "it is too slow",
 const history = new History();
 let latest = null; // the last document, and when it came by this browser's clock
 let failure = ""; // why the last poll brought nothing
+let timer; // of the next poll
+let isAsking = false;
 
+/** One at a time, and one timer: whoever calls it in between only brings the next poll forward. */
 async function poll() {
+  clearTimeout(timer);
+  if (isAsking) return;
+  isAsking = true;
   try {
     const answer = await fetch("dashboard/state.json", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
     if (!answer.ok) throw new Error(`it answered ${answer.status}`);
@@ -29,8 +35,9 @@ async function poll() {
   } catch (error) {
     failure = FAILURES[error.name] ?? error.message;
   }
+  isAsking = false;
   tell();
-  if (!document.hidden) setTimeout(poll, PERIOD_MS);
+  if (!document.hidden) timer = setTimeout(poll, PERIOD_MS);
 }
 
 function draw() {
@@ -42,20 +49,24 @@ function draw() {
   say($("span"), base ? `last ${duration(state.at - base.at)}` : `since the start ${duration(state.at - state.started_at)} ago`);
 }
 
-/** How old the figures are: on its own clock, so also while the router is silent. */
+/**
+ * How old the figures are: on its own clock, so also while the router is silent. Old figures are grey; that the router does not
+ * answer is said only if it was asked: a hidden page asks nothing.
+ */
 function tell() {
   const age_ms = latest ? performance.now() - latest.came : Infinity;
-  const isStale = latest ? age_ms > STALE_AFTER_MS : failure !== "";
-  document.body.classList.toggle("is-stale", isStale);
+  const isOld = age_ms > STALE_AFTER_MS;
+  const isSilent = isOld && failure !== "";
+  document.body.classList.toggle("is-stale", latest ? isOld : isSilent);
   document.body.classList.toggle("is-loading", !latest);
   say($("age"), latest ? ` · updated ${duration(age_ms / 1000)} ago` : "");
-  $("banner").hidden = !isStale;
-  document.title = isStale ? "stale – Serval" : `${latest?.state.router.model ?? ""} – Serval`;
-  if (!isStale) return;
+  $("banner").hidden = !isSilent;
+  document.title = isSilent ? "stale – Serval" : `${latest?.state.router.model ?? ""} – Serval`;
+  if (!isSilent) return;
   const at = latest && new Date(Date.now() - age_ms).toLocaleTimeString();
   say($("readiness"), "stale");
   $("readiness").className = "pill";
-  say($("banner"), `The router does not answer${failure && `: ${failure}`}. ${at ? `These figures are from ${at}.` : "There are no figures yet."}`);
+  say($("banner"), `The router does not answer: ${failure}. ${at ? `These figures are from ${at}.` : "There are no figures yet."}`);
 }
 
 document.querySelector(".window").addEventListener("change", draw);

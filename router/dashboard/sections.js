@@ -194,8 +194,9 @@ function dollars(state, past) {
   say($("tenants-note"), `Tenants since the start.${more}`);
 }
 
+/** Computing that was lost has no tenant: nobody's, as `serval cost` calls it. */
 function tenantCells({ tenant }) {
-  return [cell("th", "", tenant), figure(), figure(), figure()];
+  return [cell("th", "", tenant || "nobody"), figure(), figure(), figure()];
 }
 
 // ---- lines

@@ -121,7 +121,7 @@ async def a_router_that_stands_still_makes_it_stale(page: Page, cluster: Running
     pid = cluster.router_pid()
     os.kill(pid, signal.SIGSTOP)
     try:
-        await page.until("document.body.classList.contains('is-stale')")
+        await page.until("document.body.classList.contains('is-stale') && !document.getElementById('banner').hidden")
         assert "These figures are from" in await text(page, "banner")
         assert await text(page, "readiness") == "stale"
         assert (await page.run("document.title")).startswith("stale")
