@@ -28,9 +28,13 @@ def load(source: Path, flags: Sequence[str], libraries: Sequence[str] = ()) -> c
         raise Unavailable(f"{source.name} cannot be compiled or loaded: {error}") from error
 
 
+def c_compiler() -> str | None:
+    """Its path: what $CC names, cc or gcc. None where there is none."""
+    return shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
+
+
 def _compiled(source: Path, flags: Sequence[str], libraries: Sequence[str]) -> Path:
-    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
-    if compiler is None:
+    if (compiler := c_compiler()) is None:
         raise Unavailable("no C compiler")
     content = source.read_bytes() + " ".join((platform.machine(), compiler, *flags, *libraries)).encode()
     target = cache_root() / f"native-{hashlib.blake2b(content, digest_size=8).hexdigest()}.so"

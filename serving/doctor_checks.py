@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kvtransfer.probe import TransportProbe, probe_transports
+from machine.c_library import c_compiler
 from serving.doctor import Finding, Verdict
 from serving.hardware import BFLOAT16_FLAGS, cpu_flags, has_nvidia_driver
 from serving.model_folder import embedded_folder
@@ -123,7 +124,11 @@ def memory() -> Iterable[Finding]:
 
 
 def tools() -> Iterable[Finding]:
-    for name, need in (("gcc", "torch.compile"), ("nvcc", "building GPU kernels"), ("tc", "the slow-link benchmark")):
+    compiler = c_compiler()
+    need = "the native kernels that decode and check KV faster on a CPU"
+    meaning = need if compiler else f"torch computes in place of {need}"
+    yield Finding("tools", "C compiler", OK if compiler else WARN, compiler or "not found", meaning)
+    for name, need in (("nvcc", "building GPU kernels"), ("tc", "the slow-link benchmark")):
         path = shutil.which(name)
         yield Finding(
             "tools", name, OK if path else WARN, path or "not found", need if path else f"not needed, except for {need}"

@@ -55,8 +55,11 @@ def connect(kubeconfig: Path | None, context: str | None) -> Any:
     return client.ApiClient(settings)
 
 
+_UNNAMED = "the kubeconfig (KUBECONFIG, or ~/.kube/config)"
+
+
 def _named(kubeconfig: Path | None, context: str | None) -> str:
-    return f"--context {context}" if context else f"--kubeconfig {kubeconfig}" if kubeconfig else "KUBECONFIG"
+    return f"--context {context}" if context else f"--kubeconfig {kubeconfig}" if kubeconfig else _UNNAMED
 
 
 class Api:

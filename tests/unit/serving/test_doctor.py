@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +72,14 @@ def test_status_1_where_it_cannot(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(sys, "argv", ["serval", "doctor"])
     assert cli.main() == 1
     assert "[none]" in capsys.readouterr().out
+
+
+def test_a_missing_compiler_is_said_to_cost_speed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The native kernels take what $CC names, cc or gcc."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = named(doctor_checks.tools(), "C compiler")
+    assert (found.verdict, found.found) == (Verdict.WARN, "not found") and "native kernels" in found.meaning
+    (tmp_path / "gcc").write_text("#!/bin/sh\n")
+    (tmp_path / "gcc").chmod(0o755)
+    found = named(doctor_checks.tools(), "C compiler")
+    assert (found.verdict, found.found) == (Verdict.OK, str(tmp_path / "gcc"))
