@@ -127,7 +127,7 @@ class Attempts:
                 worker.sent_tokens_since_report += len(request.spec.prompt)
                 worker.last_pick = next(self._picks)
         self._accounting.placement(placement)
-        asked = prefill or placement.standby
+        asked = request.asked_prefill
         submit = cluster_pb2.Submit(
             request=request.number,
             request_id=f"{request.request_id}.{request.attempts - 1}" if request.attempts > 1 else request.request_id,
